@@ -1,0 +1,2 @@
+//! The `unamesh` command.
+fn main() {}
