@@ -1,2 +1,3 @@
 //! The `unamesh` command.
+
 fn main() {}

@@ -1,1 +1,28 @@
-//! UnaMesh
+//! The UnaMesh client: find the mesh, keep warm connections to its best peers, and run
+//! requests that survive the peer that answers them.
+//!
+//! - [`identity`]: the node's key and certificate on disk.
+//! - [`tls`], [`endpoint`]: mutual TLS on quinn, as every connection of the mesh uses it.
+//! - [`framing`]: records on QUIC streams.
+//! - [`pool`]: one warm connection a peer, dialed over all of its paths at once.
+//! - [`transport`]: how a request reaches a peer (QUIC, or in process on an agent).
+//! - [`driver`]: performs what `unamesh_proto::session` decides.
+//! - [`client`]: [`MeshClient`], the public API.
+//! - [`watch`]: the peer table of a client that is no gossip member.
+//! - [`invite`], [`join`]: becoming a member.
+#![cfg_attr(feature = "mdns", doc = "- [`mdns`]: DNS-SD announcing and browsing.")]
+
+pub mod client;
+pub mod clock;
+pub mod driver;
+pub mod endpoint;
+pub mod framing;
+pub mod identity;
+pub mod invite;
+pub mod join;
+#[cfg(feature = "mdns")]
+pub mod mdns;
+pub mod pool;
+pub mod tls;
+pub mod transport;
+pub mod watch;

@@ -1,1 +1,35 @@
-//! UnaMesh
+//! The wire format and the deterministic logic of UnaMesh.
+//!
+//! Nothing in this crate opens a socket, reads a clock or draws a random number: time
+//! ([`time::Mono`], [`time::Wall`]) and randomness are arguments, and every state machine is
+//! driven as `machine.handle(input, now)` followed by draining `machine.poll()`. That makes
+//! a failing run reproducible from its seed.
+//!
+//! The parts, in reading order:
+//! - [`ids`], [`time`], [`limits`], [`timeouts`]: the vocabulary.
+//! - [`wire`]: records as they travel (see `PROTOCOL.md` beside this crate).
+//! - [`advert`]: what a node says of itself, signed.
+//! - [`table`]: what this node believes of the others.
+//! - [`rank`]: which peer answers first, and why.
+//! - [`session`]: one request from its first dial to its one terminal event.
+//! - [`journal`]: what a serving agent keeps so that a client can reattach.
+//! - [`estimate`], [`vram`]: measured speeds, and whether a model fits.
+#![cfg_attr(feature = "sim", doc = "- [`sim`]: the seeded simulator.")]
+
+pub mod advert;
+pub mod estimate;
+pub mod ids;
+pub mod journal;
+pub mod limits;
+pub mod rank;
+pub mod session;
+#[cfg(feature = "sim")]
+pub mod sim;
+pub mod table;
+pub mod time;
+pub mod timeouts;
+pub mod vram;
+pub mod wire;
+
+pub use ids::{GenerationId, MeshId, NodeId};
+pub use time::{Mono, Wall};

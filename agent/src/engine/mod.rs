@@ -1,0 +1,141 @@
+//! Engines: what computes. One trait, an adapter per API.
+
+use futures_util::stream::BoxStream;
+use std::sync::Arc;
+use unamesh_proto::wire::{
+    Chunk, EngineKind, FinishReason, GenerateRequest, Health, ModelAdvert, Phase, Usage,
+};
+
+/// What an engine said of itself when last asked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineInfo {
+    /// How it fares.
+    pub health: Health,
+    /// Requests that it runs at the same time.
+    pub slots: u16,
+    /// Its models (`engine` and `stats` are filled in by the registry).
+    pub models: Vec<ModelAdvert>,
+    /// Its version, empty if it tells none.
+    pub version: String,
+}
+
+/// What comes out of a running generation.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EngineEvent {
+    /// The engine took the request. `exact`: a replayed prefix went in as token ids.
+    Started {
+        /// Whether the seam is exact.
+        exact: bool,
+    },
+    /// Alive, nothing to deliver.
+    Progress {
+        /// Doing what.
+        phase: Phase,
+        /// Of `total`.
+        done: u32,
+        /// 0 = unknown.
+        total: u32,
+    },
+    /// The next piece.
+    Chunk {
+        /// Text and token ids.
+        chunk: Chunk,
+        /// JSON of other delta fields, empty = none.
+        extra: String,
+    },
+    /// The end. Nothing follows.
+    Done {
+        /// Why.
+        finish: FinishReason,
+        /// Tokens counted by the engine, of this engine's own part alone.
+        usage: Usage,
+    },
+}
+
+/// Why an engine did not do it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// Not reachable: connection refused, no route, time-out while connecting. Nothing was done.
+    #[error("{engine} is not reachable: {reason}")]
+    Down {
+        /// The engine's name.
+        engine: String,
+        /// What the connection said.
+        reason: String,
+    },
+    /// It refused the request as wrong. It would be wrong everywhere.
+    #[error("{message}")]
+    Invalid {
+        /// The engine's words.
+        message: String,
+        /// The field to blame, if it named one.
+        field: Option<String>,
+    },
+    /// It has no such model.
+    #[error("{engine} has no model {model:?}")]
+    UnknownModel {
+        /// The engine's name.
+        engine: String,
+        /// What was asked for.
+        model: String,
+    },
+    /// The prompt is larger than the model's context.
+    #[error("the prompt of {tokens} tokens exceeds the context of {context}")]
+    ContextExceeded {
+        /// Tokens of the prompt; 0 = unknown.
+        tokens: u32,
+        /// Tokens of the context; 0 = unknown.
+        context: u32,
+    },
+    /// All its slots are taken (HTTP 429/503 with that meaning). Busy is not dead.
+    #[error("{engine} is busy")]
+    Busy {
+        /// The engine's name.
+        engine: String,
+    },
+    /// It failed in the middle: closed early, sent rubbish, said 5xx. What was delivered stays
+    /// valid.
+    #[error("{engine} failed: {reason}")]
+    Failed {
+        /// The engine's name.
+        engine: String,
+        /// What it did.
+        reason: String,
+    },
+    /// It cannot do that at all.
+    #[error("{engine} does not support {what}")]
+    Unsupported {
+        /// The engine's name.
+        engine: String,
+        /// What was asked.
+        what: String,
+    },
+}
+
+/// A running generation. Dropping it closes the engine's connection, which stops its work.
+pub type EngineStream = BoxStream<'static, Result<EngineEvent, EngineError>>;
+
+/// An adapter to one engine. Cheap to share; keeps its own connection pool.
+#[async_trait::async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// Its name in configuration and adverts.
+    fn name(&self) -> &str;
+
+    /// What API it speaks.
+    fn kind(&self) -> EngineKind;
+
+    /// Asks it for health and models, within [`unamesh_proto::timeouts::ENGINE_HEALTH`].
+    /// An engine that is merely busy answers `Ok` with [`Health::Busy`].
+    ///
+    /// # Errors
+    /// [`EngineError::Down`] if nobody answers, [`EngineError::Failed`] if the answer is not
+    /// of this API.
+    async fn describe(&self) -> Result<EngineInfo, EngineError>;
+
+    /// Starts a generation after `request.prefix`. Resolves when the engine answered with its
+    /// headers; the first token may come much later.
+    ///
+    /// # Errors
+    /// See [`EngineError`]; nothing was delivered.
+    async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError>;
+}

@@ -1,0 +1,59 @@
+//! Every bound on what a peer, a file or a user can make us hold, each with its reason.
+
+/// One record on a stream, header excluded: a 128 k-token prompt is ~600 kB of text, and a
+/// handful of base64 pictures still fit.
+pub const MAX_RECORD: usize = 8 * 1024 * 1024;
+/// Records that carry a table entry or a signed advert.
+pub const MAX_MEDIUM_RECORD: usize = 64 * 1024;
+/// Control records: headers, progress, tokens, errors.
+pub const MAX_SMALL_RECORD: usize = 16 * 1024;
+/// A signed advert, certificate included: what gossip carries in one message.
+pub const MAX_ADVERT: usize = 48 * 1024;
+/// Models in one advert: an Ollama host with everything pulled stays below.
+pub const MAX_MODELS: usize = 256;
+/// Engines in one advert.
+pub const MAX_ENGINES: usize = 64;
+/// GPUs in one advert.
+pub const MAX_GPUS: usize = 32;
+/// Addresses in one advert: LAN v4 and v6, tailnet, WireGuard, a few of each.
+pub const MAX_ADDRS: usize = 16;
+/// Voices in one advert: Wyoming Piper alone lists 174.
+pub const MAX_VOICES: usize = 512;
+/// A name (node, model, voice, engine) in bytes.
+pub const MAX_NAME: usize = 256;
+/// Nodes in a peer table. A home has ten; a thousand is the tested ceiling.
+pub const MAX_PEERS: usize = 1024;
+/// Tombstones of nodes that left: as many as peers, so that no ghost comes back.
+pub const MAX_TOMBSTONES: usize = 1024;
+/// Paths kept per peer.
+pub const MAX_PATHS: usize = 8;
+/// Attempts of one request over its life, the first included; then it fails with what it has.
+pub const MAX_ATTEMPTS: u32 = 12;
+/// Attempts of one request at the same time: the original and one backup.
+pub const MAX_PARALLEL_ATTEMPTS: usize = 2;
+/// Tokens of one generation: beyond any context of a home model.
+pub const MAX_TOKENS: u32 = 1 << 20;
+/// Bytes of one generation's journal; 64 k tokens of text at ~16 bytes a frame.
+pub const MAX_JOURNAL_BYTES: usize = 1024 * 1024;
+/// Bytes of all journals of one agent.
+pub const MAX_JOURNALS_BYTES: usize = 64 * 1024 * 1024;
+/// Stop sequences of one request (OpenAI allows 4, llama.cpp more).
+pub const MAX_STOPS: usize = 16;
+/// Streams that one peer may hold open on a connection.
+pub const MAX_STREAMS_PER_PEER: u32 = 1024;
+/// Connections that one peer (one certificate) may hold.
+pub const MAX_CONNECTIONS_PER_PEER: usize = 8;
+/// Connections in all, authenticated or in their handshake.
+pub const MAX_CONNECTIONS: usize = 512;
+/// Generations that an agent runs or keeps for reattachment at once.
+pub const MAX_GENERATIONS: usize = 2048;
+/// Requests that wait for a slot of one engine; beyond it the answer is `busy`.
+pub const MAX_QUEUE: usize = 32;
+/// A body at the HTTP gateway.
+pub const MAX_HTTP_BODY: usize = MAX_RECORD;
+/// One line of an engine's reply (SSE or NDJSON).
+pub const MAX_ENGINE_LINE: usize = 1024 * 1024;
+/// A whole reply of an engine that is not a stream (model lists, properties).
+pub const MAX_ENGINE_BODY: usize = 16 * 1024 * 1024;
+/// The text of an error that travels.
+pub const MAX_ERROR_TEXT: usize = 2048;

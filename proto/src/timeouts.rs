@@ -1,0 +1,69 @@
+//! Every wait, each with its reason. The tests and `PROTOCOL.md` quote these names.
+
+use std::time::Duration;
+
+/// While an engine is silent an agent sends a progress frame this often. Three fit into
+/// [`SILENCE_MIN`], so that two may be late before a live agent looks dead.
+pub const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+/// In-stream silence that makes a peer suspect on a path that has shown no jitter.
+pub const SILENCE_MIN: Duration = Duration::from_millis(150);
+/// The most that a jittery path (Wi-Fi power save, 200 ms stalls) may stretch it.
+pub const SILENCE_MAX: Duration = Duration::from_millis(400);
+/// Opening a stream on a new connection: handshake 2 RTT, plus a resend of a lost Initial.
+pub const DIAL: Duration = Duration::from_millis(1500);
+/// A dial that has not opened by now makes the peer suspect: a backup is dialed beside it.
+pub const DIAL_SUSPECT: Duration = Duration::from_millis(250);
+/// No token although frames come: never before this, whatever was learned.
+pub const STALL_MIN: Duration = Duration::from_millis(1000);
+/// No token although frames come: always by this, unless the engine reports that its load
+/// or its prefill advances.
+pub const STALL_MAX: Duration = Duration::from_secs(20);
+/// A cold model may load this long while it says so (a 70B from a slow disk).
+pub const LOAD_MAX: Duration = Duration::from_secs(180);
+/// With a broken answer in hand and no candidate left: wait this long for a peer to appear.
+pub const WAIT_FOR_PEER: Duration = Duration::from_secs(3);
+/// Nothing delivered and no candidate: `no_peer` at once, so that the app can fall back.
+pub const NO_PEER: Duration = Duration::from_millis(250);
+/// An agent keeps a generation this long after its client's connection was lost.
+pub const GRACE: Duration = Duration::from_secs(10);
+/// A finished generation stays attachable this long.
+pub const FINISHED_GRACE: Duration = Duration::from_secs(2);
+/// A data-plane probe goes to each peer this often.
+pub const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// An unanswered probe counts as failed after this.
+pub const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
+/// No sign of life for this long: suspect in the table (ranked last, not evicted).
+pub const TABLE_SUSPECT: Duration = Duration::from_millis(1500);
+/// No sign of life for this long: down (not chosen at all).
+pub const TABLE_DOWN: Duration = Duration::from_millis(2800);
+/// A peer that was down for this long leaves the table.
+pub const TABLE_FORGET: Duration = Duration::from_secs(600);
+/// A node that said goodbye is remembered this long, so that late gossip cannot revive it.
+pub const TOMBSTONE: Duration = Duration::from_secs(3600);
+/// An advert whose wall clock is further off than this is dropped (certificates allow a day
+/// of error too).
+pub const ADVERT_WINDOW: Duration = Duration::from_secs(26 * 3600);
+/// A full advert goes out at least this often.
+pub const ADVERT_EVERY: Duration = Duration::from_secs(5);
+/// Changes are collected this long before an advert goes out.
+pub const ADVERT_DEBOUNCE: Duration = Duration::from_millis(50);
+/// QUIC keep-alive of warm connections.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// QUIC idle time-out: longer than a Wi-Fi stall; liveness within a stream comes from frames.
+pub const IDLE: Duration = Duration::from_secs(4);
+/// A goodbye is repeated after this, twice, in case a datagram was lost.
+pub const GOODBYE_REPEAT: Duration = Duration::from_millis(20);
+/// A shutdown waits this long for tasks and running streams before it gives up on them.
+pub const SHUTDOWN: Duration = Duration::from_secs(5);
+/// A warm slot: how often engines are asked for health and models.
+pub const ENGINE_POLL: Duration = Duration::from_secs(2);
+/// An engine that answers its health check later than this is unhealthy, unless it is busy.
+pub const ENGINE_HEALTH: Duration = Duration::from_millis(1500);
+/// Connecting to an engine (loopback, or the LAN at most).
+pub const ENGINE_CONNECT: Duration = Duration::from_millis(1000);
+/// `retry_after` of a `busy` answer when nothing better is known.
+pub const BUSY_RETRY: Duration = Duration::from_millis(500);
+/// The first restart of a managed engine waits this long; doubles up to [`RESTART_MAX`].
+pub const RESTART_MIN: Duration = Duration::from_millis(250);
+/// The longest wait before a managed engine is started again.
+pub const RESTART_MAX: Duration = Duration::from_secs(30);
