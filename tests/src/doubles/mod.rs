@@ -1,0 +1,5 @@
+//! Deterministic stand-ins for parts that are slow, random or absent in a test.
+
+pub mod engine_double;
+
+pub use engine_double::{EngineDouble, Failure, Script};
