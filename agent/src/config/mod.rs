@@ -1,1 +1,349 @@
-//! (being written)
+//! What the owner of a machine may decide: one TOML file, `UNAMESH_*` variables over it,
+//! command-line flags over both.
+//!
+//! [`keys::KEYS`] is the one list of keys. It prints the documented default file
+//! (`unamesh up --print-config`), names the environment variables, applies them and the
+//! flags, and is what an unknown key of a file is compared with; a test holds it against the
+//! structs here. A file is checked key by key before it is deserialized, so that a typing
+//! error is reported with its line and the key that was probably meant.
+
+pub mod keys;
+mod load;
+mod near;
+
+pub use keys::documented_default;
+pub use load::{ConfigError, Sources};
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+use unamesh_proto::wire::EngineKind;
+use unamesh_proto::{limits, timeouts};
+
+/// The default port: TCP for the gateway, UDP for the data plane.
+pub const PORT: u16 = 11400;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// For people; empty = the host's name.
+    pub name: String,
+    /// The local HTTP API.
+    pub gateway: GatewayConfig,
+    /// The mesh.
+    pub mesh: MeshConfig,
+    /// Finding engines.
+    pub engines: EnginesConfig,
+    /// Engines that are named, not found.
+    pub engine: Vec<EngineConfig>,
+    /// Serving others.
+    pub serve: ServeConfig,
+    /// What is logged, and how.
+    pub log: LogConfig,
+    /// The program itself.
+    pub runtime: RuntimeConfig,
+}
+
+/// `[gateway]`: the local HTTP API.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewayConfig {
+    /// Where it listens (TCP); port 0 = any free one.
+    pub listen: SocketAddr,
+    /// Allows an address other than loopback although nothing asks callers for a key.
+    pub open: bool,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        GatewayConfig { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), open: false }
+    }
+}
+
+/// `[mesh]`: the other machines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MeshConfig {
+    /// Where the data plane listens (UDP); port 0 = any free one.
+    pub listen: SocketAddr,
+    /// UDP port of the gossip swarm; 0 = any free one.
+    pub swarm_port: u16,
+    /// UDP port of the joining endpoint, open only while an invitation is; 0 = any free one.
+    pub join_port: u16,
+    /// `host:port` of data planes to try besides those that are found.
+    pub seeds: Vec<String>,
+    /// Announce this node and look for others by multicast DNS.
+    pub mdns: bool,
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        MeshConfig {
+            listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT)),
+            swarm_port: 0,
+            join_port: 0,
+            seeds: Vec::new(),
+            mdns: true,
+        }
+    }
+}
+
+/// `[engines]`: finding what computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EnginesConfig {
+    /// Look for engines on their standard ports of this machine.
+    pub detect: bool,
+}
+
+impl Default for EnginesConfig {
+    fn default() -> Self {
+        EnginesConfig { detect: true }
+    }
+}
+
+/// `[[engine]]`: one engine by name. With `command` the agent starts, watches and stops it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EngineConfig {
+    /// Unique on this machine; appears in adverts.
+    pub name: String,
+    /// What API it speaks.
+    pub kind: EngineApi,
+    /// Its base URL, `http://127.0.0.1:8080`.
+    pub url: String,
+    /// Program and arguments; empty = somebody else runs it.
+    pub command: Vec<String>,
+    /// The command's working directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<PathBuf>,
+    /// Variables for the command, over the agent's own environment.
+    pub env: BTreeMap<String, String>,
+    /// Requests at the same time; 0 = what the engine says, else 1.
+    pub slots: u16,
+    /// The variable that holds the API key, so that no key stands in a file; empty = none.
+    pub api_key_env: String,
+    /// A path to ask for health; empty = the API's own.
+    pub health: String,
+}
+
+/// The API of a configured engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EngineApi {
+    /// Asked of the engine itself.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// llama.cpp's server.
+    #[serde(rename = "llama.cpp")]
+    LlamaCpp,
+    /// Ollama's own API.
+    #[serde(rename = "ollama")]
+    Ollama,
+    /// Any OpenAI-style server.
+    #[serde(rename = "openai")]
+    OpenAi,
+    /// vLLM.
+    #[serde(rename = "vllm")]
+    Vllm,
+    /// LM Studio.
+    #[serde(rename = "lmstudio")]
+    LmStudio,
+}
+
+impl EngineApi {
+    /// The kind on the wire; `None` = find out.
+    pub const fn kind(self) -> Option<EngineKind> {
+        match self {
+            EngineApi::Auto => None,
+            EngineApi::LlamaCpp => Some(EngineKind::LlamaCpp),
+            EngineApi::Ollama => Some(EngineKind::Ollama),
+            EngineApi::OpenAi => Some(EngineKind::OpenAi),
+            EngineApi::Vllm => Some(EngineKind::Vllm),
+            EngineApi::LmStudio => Some(EngineKind::LmStudio),
+        }
+    }
+}
+
+/// `[serve]`: answering others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServeConfig {
+    /// A generation is kept this long (ms) after its client's connection was lost.
+    pub grace_ms: u64,
+    /// Requests that may wait for a slot of one engine.
+    pub queue: usize,
+    /// At shutdown, running answers get this long (ms) to move or end.
+    pub drain_ms: u64,
+}
+
+impl ServeConfig {
+    /// [`ServeConfig::grace_ms`] as a duration.
+    pub const fn grace(&self) -> Duration {
+        Duration::from_millis(self.grace_ms)
+    }
+
+    /// [`ServeConfig::drain_ms`] as a duration.
+    pub const fn drain(&self) -> Duration {
+        Duration::from_millis(self.drain_ms)
+    }
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        ServeConfig {
+            grace_ms: millis(timeouts::GRACE),
+            queue: limits::MAX_QUEUE,
+            drain_ms: millis(timeouts::SHUTDOWN),
+        }
+    }
+}
+
+/// `[log]`: to standard error. Prompts, answers and keys are never logged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or per module: `info,unamesh_client=debug`.
+    pub level: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people; coloured on a terminal.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `[runtime]`: the program itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RuntimeConfig {
+    /// Worker threads.
+    pub workers: usize,
+}
+
+impl Default for RuntimeConfig {
+    fn default() -> Self {
+        // Engines do the computing: two threads carry more streams than a home has, and
+        // every further one costs memory while idle.
+        RuntimeConfig { workers: 2 }
+    }
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The most worker threads that may be configured.
+const MAX_WORKERS: usize = 64;
+
+impl Config {
+    /// The node's name for people: as configured, else the host's.
+    pub fn node_name(&self) -> String {
+        if !self.name.is_empty() {
+            return self.name.clone();
+        }
+        let host = sysinfo::System::host_name().unwrap_or_default();
+        let label = host.split('.').next().unwrap_or_default().trim();
+        if label.is_empty() { "unamesh".to_owned() } else { label.to_owned() }
+    }
+
+    /// What types alone do not rule out.
+    ///
+    /// # Errors
+    /// `(key, message)` of the first value that cannot work; the message says what can.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        let bad = |key: &str, message: String| Err((key.to_owned(), message));
+        if self.name.len() > limits::MAX_NAME || self.name.contains(char::is_control) {
+            return bad(
+                "name",
+                format!("must be printable and at most {} bytes", limits::MAX_NAME),
+            );
+        }
+        let listen = self.gateway.listen;
+        if !listen.ip().is_loopback() && !self.gateway.open {
+            return bad(
+                "gateway.listen",
+                format!(
+                    "{listen} is reachable from other machines and the gateway asks nobody for a \
+                     key; use 127.0.0.1, or set gateway.open = true to allow it"
+                ),
+            );
+        }
+        for seed in &self.mesh.seeds {
+            if !is_host_port(seed) {
+                return bad(
+                    "mesh.seeds",
+                    format!("{seed:?} is not host:port, for example \"192.168.1.20:{PORT}\""),
+                );
+            }
+        }
+        if self.serve.queue > limits::MAX_QUEUE {
+            return bad("serve.queue", format!("must be at most {}", limits::MAX_QUEUE));
+        }
+        if !(1..=MAX_WORKERS).contains(&self.runtime.workers) {
+            return bad("runtime.workers", format!("must be 1 to {MAX_WORKERS}"));
+        }
+        self.check_engines()
+    }
+
+    fn check_engines(&self) -> Result<(), (String, String)> {
+        if self.engine.len() > limits::MAX_ENGINES {
+            return Err(("engine".into(), format!("at most {} engines", limits::MAX_ENGINES)));
+        }
+        let mut names = std::collections::BTreeSet::new();
+        for (at, engine) in self.engine.iter().enumerate() {
+            let bad =
+                |field: &str, message: String| Err((format!("engine[{at}].{field}"), message));
+            if engine.name.is_empty() || engine.name.len() > limits::MAX_NAME {
+                return bad("name", format!("must have 1 to {} bytes", limits::MAX_NAME));
+            }
+            if !names.insert(&engine.name) {
+                return bad("name", format!("{:?} is used twice; names must differ", engine.name));
+            }
+            match url::Url::parse(&engine.url) {
+                Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {}
+                _ => {
+                    return bad(
+                        "url",
+                        format!(
+                            "{:?} is no base URL; write for example \"http://127.0.0.1:8080\"",
+                            engine.url
+                        ),
+                    );
+                }
+            }
+            if !engine.health.is_empty() && !engine.health.starts_with('/') {
+                return bad("health", format!("{:?} must start with /", engine.health));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_host_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty()
+            && port.parse::<u16>().is_ok_and(|p| p > 0)
+            && (!host.contains(':') || text.parse::<SocketAddr>().is_ok())
+    })
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
