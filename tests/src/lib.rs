@@ -1,5 +1,15 @@
-//! What the tests of the workspace share.
+//! What the workspace's tests share: meshes of real agent processes, engines whose every token
+//! is known beforehand, hosts in network namespaces, and llama.cpp.
 //!
+//! - [`cluster`]: agents as processes: started, joined, killed, frozen, asked.
 //! - [`doubles`]: deterministic stand-ins; each says in its name that it is one.
+//! - [`lab`]: three hosts on one switch, as network namespaces.
+//! - [`real`]: llama.cpp by way of the starter engines, and the `openai` Python package.
+//! - [`http`]: just enough of an HTTP client, which can also reach into a namespace.
+//! - [`measure`]: percentiles, deadlines.
+//!
+//! Nothing here waits for luck: ports are chosen by the system, and every wait polls for its
+//! condition until a named deadline.
 
 pub mod doubles;
+pub mod measure;

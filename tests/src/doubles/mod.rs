@@ -1,5 +1,7 @@
 //! Deterministic stand-ins for parts that are slow, random or absent in a test.
 
 pub mod engine_double;
+pub mod script_engine;
 
 pub use engine_double::{EngineDouble, Failure, Script};
+pub use script_engine::ScriptEngine;
