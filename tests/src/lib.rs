@@ -11,5 +11,12 @@
 //! Nothing here waits for luck: ports are chosen by the system, and every wait polls for its
 //! condition until a named deadline.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "all of this is test code: a failed assumption ends the test with its reason"
+)]
+
 pub mod doubles;
 pub mod measure;

@@ -9,7 +9,11 @@ pub const POLL: Duration = Duration::from_millis(5);
 ///
 /// # Panics
 /// When `limit` has passed; the message tells `what` was awaited and the last refusal.
-pub async fn until<T, F>(what: &str, limit: Duration, mut condition: impl FnMut() -> F) -> (T, Duration)
+pub async fn until<T, F>(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> F,
+) -> (T, Duration)
 where
     F: Future<Output = Result<T, String>>,
 {
@@ -19,7 +23,10 @@ where
             Ok(found) => return (found, start.elapsed()),
             Err(refusal) => refusal,
         };
-        assert!(start.elapsed() < limit, "{what}: not within {limit:?}: {refusal}");
+        assert!(
+            start.elapsed() < limit,
+            "{what}: not within {limit:?}: {refusal}"
+        );
         tokio::time::sleep(POLL).await;
     }
 }

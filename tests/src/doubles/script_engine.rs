@@ -29,7 +29,11 @@ pub struct Script {
 
 impl Default for Script {
     fn default() -> Self {
-        Self { model: "script".into(), tokens: 60, pace: Duration::from_millis(10) }
+        Self {
+            model: "script".into(),
+            tokens: 60,
+            pace: Duration::from_millis(10),
+        }
     }
 }
 
@@ -37,7 +41,11 @@ impl Script {
     /// The `index`-th token of every answer.
     #[must_use]
     pub fn token(index: usize) -> String {
-        if index == 0 { "w0".into() } else { format!(" w{index}") }
+        if index == 0 {
+            "w0".into()
+        } else {
+            format!(" w{index}")
+        }
     }
 
     /// The whole answer.
@@ -73,7 +81,10 @@ impl ScriptEngine {
     pub fn serve(listener: tokio::net::TcpListener, script: Script) -> Self {
         let addr = listener.local_addr().unwrap();
         let asked = Arc::default();
-        let shared = Arc::new(Shared { script, asked: Arc::clone(&asked) });
+        let shared = Arc::new(Shared {
+            script,
+            asked: Arc::clone(&asked),
+        });
         let router = Router::new()
             .route("/v1/models", get(models))
             .route("/v1/chat/completions", post(chat))
@@ -83,7 +94,11 @@ impl ScriptEngine {
             // Ends with the set; an error would show as an engine that does not answer.
             axum::serve(listener, router).await.ok();
         });
-        Self { addr, asked, _tasks: tasks }
+        Self {
+            addr,
+            asked,
+            _tasks: tasks,
+        }
     }
 
     /// When generations were asked for, oldest first.
@@ -104,7 +119,10 @@ async fn chat(State(shared): State<Arc<Shared>>, Json(request): Json<Value>) -> 
     let script = shared.script.clone();
     if request["model"] != script.model.as_str() {
         let message = format!("no model {}", request["model"]);
-        return (StatusCode::NOT_FOUND, Json(json!({"error": {"message": message}})))
+        return (
+            StatusCode::NOT_FOUND,
+            Json(json!({"error": {"message": message}})),
+        )
             .into_response();
     }
     let first = delivered(&request);
@@ -113,7 +131,11 @@ async fn chat(State(shared): State<Arc<Shared>>, Json(request): Json<Value>) -> 
         .find_map(|field| request[field].as_u64())
         .map_or(script.tokens, |n| first + n as usize);
     let last = script.tokens.min(allowed);
-    let finish = if last < script.tokens { "length" } else { "stop" };
+    let finish = if last < script.tokens {
+        "length"
+    } else {
+        "stop"
+    };
     if request["stream"] == true {
         stream(script, first, last, finish)
     } else {
@@ -123,11 +145,15 @@ async fn chat(State(shared): State<Arc<Shared>>, Json(request): Json<Value>) -> 
 
 /// Tokens of the answer that the request already holds as an assistant message at its end.
 fn delivered(request: &Value) -> usize {
-    let last = request["messages"].as_array().and_then(|messages| messages.last());
+    let last = request["messages"]
+        .as_array()
+        .and_then(|messages| messages.last());
     match last {
-        Some(message) if message["role"] == "assistant" => {
-            message["content"].as_str().unwrap_or("").split_whitespace().count()
-        }
+        Some(message) if message["role"] == "assistant" => message["content"]
+            .as_str()
+            .unwrap_or("")
+            .split_whitespace()
+            .count(),
         _ => 0,
     }
 }
@@ -153,16 +179,22 @@ fn stream(script: Script, first: usize, last: usize, finish: &'static str) -> Re
         }
         Ok::<_, std::convert::Infallible>(Bytes::from(piece))
     });
-    ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(paced)).into_response()
+    (
+        [(header::CONTENT_TYPE, "text/event-stream")],
+        Body::from_stream(paced),
+    )
+        .into_response()
 }
 
 async fn whole(script: &Script, first: usize, last: usize, finish: &str) -> Response {
     tokio::time::sleep(script.pace * (last - first) as u32).await;
     let content: String = (first..last).map(Script::token).collect();
-    Json(json!({"id": "script", "object": "chat.completion", "created": 0,
+    Json(
+        json!({"id": "script", "object": "chat.completion", "created": 0,
         "choices": [{"index": 0, "finish_reason": finish,
             "message": {"role": "assistant", "content": content}}],
-        "usage": usage(first, last)}))
+        "usage": usage(first, last)}),
+    )
     .into_response()
 }
 
