@@ -26,3 +26,7 @@ pub mod pool;
 pub mod tls;
 pub mod transport;
 pub mod watch;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, missing_docs)]
+mod test_ca;

@@ -45,6 +45,15 @@ pub const MAX_STREAMS_PER_PEER: u32 = 1024;
 pub const MAX_CONNECTIONS_PER_PEER: usize = 8;
 /// Connections in all, authenticated or in their handshake.
 pub const MAX_CONNECTIONS: usize = 512;
+/// Bytes that one stream may have in flight towards us: a large prompt flows through it.
+pub const STREAM_WINDOW: u32 = 1024 * 1024;
+/// Bytes that all streams of one connection may have in flight towards us, or wait for its
+/// peer: two of the largest records.
+pub const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+/// Bytes kept of a connection that was not accepted yet: a handshake needs a tenth.
+pub const MAX_INCOMING_BYTES: u64 = 64 * 1024;
+/// The same for all of them.
+pub const MAX_INCOMING_BYTES_TOTAL: u64 = 4 * 1024 * 1024;
 /// Generations that an agent runs or keeps for reattachment at once.
 pub const MAX_GENERATIONS: usize = 2048;
 /// Requests that wait for a slot of one engine; beyond it the answer is `busy`.

@@ -13,6 +13,12 @@ pub const SILENCE_MAX: Duration = Duration::from_millis(400);
 pub const DIAL: Duration = Duration::from_millis(1500);
 /// A dial that has not opened by now makes the peer suspect: a backup is dialed beside it.
 pub const DIAL_SUSPECT: Duration = Duration::from_millis(250);
+/// What a new connection takes its round trip to be until it has measured it: a lost first
+/// packet is sent again after three times this (QUIC's own default waits a second).
+pub const INITIAL_RTT: Duration = Duration::from_millis(80);
+/// The next path of a dial starts this long after the one before, unless that one failed: a
+/// path on the home's own network answers within it, and only then is the only one tried.
+pub const RACE_STEP: Duration = Duration::from_millis(20);
 /// No token although frames come: never before this, whatever was learned.
 pub const STALL_MIN: Duration = Duration::from_millis(1000);
 /// No token although frames come: always by this, unless the engine reports that its load
