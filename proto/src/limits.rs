@@ -60,6 +60,17 @@ pub const MAX_GENERATIONS: usize = 2048;
 pub const MAX_QUEUE: usize = 32;
 /// A body at the HTTP gateway.
 pub const MAX_HTTP_BODY: usize = MAX_RECORD;
+/// A whole (not streamed) answer at the HTTP gateway.
+pub const MAX_HTTP_ANSWER: usize = 16 * 1024 * 1024;
+/// Connections at the HTTP gateway: an application's pool of 128 and then some.
+pub const MAX_HTTP_CONNECTIONS: usize = 512;
+/// Header fields of a request at the gateway; browsers send about 20.
+pub const MAX_HTTP_HEADERS: usize = 64;
+/// Levels of brackets in one field of a request: tool schemas reach ten. Below the 128 at
+/// which serde_json gives up, so that no engine adapter or peer ever meets that.
+pub const MAX_JSON_DEPTH: usize = 64;
+/// Fields of one JSON object of a request.
+pub const MAX_JSON_FIELDS: usize = 128;
 /// One line of an engine's reply (SSE or NDJSON).
 pub const MAX_ENGINE_LINE: usize = 1024 * 1024;
 /// A whole reply of an engine that is not a stream (model lists, properties).

@@ -73,3 +73,8 @@ pub const BUSY_RETRY: Duration = Duration::from_millis(500);
 pub const RESTART_MIN: Duration = Duration::from_millis(250);
 /// The longest wait before a managed engine is started again.
 pub const RESTART_MAX: Duration = Duration::from_secs(30);
+/// A connection to the gateway may take this long for a request's head, and idle as long
+/// between two requests; a client's pool forgets it before that (httpx after 5 s).
+pub const HTTP_HEAD: Duration = Duration::from_secs(30);
+/// A request's body must have arrived by then: 8 MiB over slow Wi-Fi.
+pub const HTTP_BODY: Duration = Duration::from_secs(30);
