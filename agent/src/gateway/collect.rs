@@ -38,8 +38,19 @@ pub async fn whole(
             },
         };
         match event {
-            Event::Token { text, tokens, extra, .. } => collected.token(&text, tokens, &extra)?,
-            Event::PeerChanged { from, to, seam, gap, .. } => {
+            Event::Token {
+                text,
+                tokens,
+                extra,
+                ..
+            } => collected.token(&text, tokens, &extra)?,
+            Event::PeerChanged {
+                from,
+                to,
+                seam,
+                gap,
+                ..
+            } => {
                 collected.seams.push(sse::seam_text(&from, &to, seam, gap));
             }
             Event::Done { finish, usage } => return Ok(collected.finish(answer, finish, usage)),
@@ -67,8 +78,14 @@ impl Collected {
         self.tokens = self.tokens.saturating_add(tokens);
         self.extra_bytes += extra.len();
         if self.text.len() + self.extra_bytes > limits::MAX_HTTP_ANSWER {
-            let reason = format!("the answer exceeds {} bytes; stream it", limits::MAX_HTTP_ANSWER);
-            return Err(self.failed(ClientError::Incomplete { delivered: String::new(), reason }));
+            let reason = format!(
+                "the answer exceeds {} bytes; stream it",
+                limits::MAX_HTTP_ANSWER
+            );
+            return Err(self.failed(ClientError::Incomplete {
+                delivered: String::new(),
+                reason,
+            }));
         }
         let extra = sse::Extra::read(extra);
         for (key, value) in extra.delta() {
@@ -76,14 +93,21 @@ impl Collected {
             merge(entry, serde_json::from_str(value).unwrap_or_default());
         }
         if let Some(logprobs) = extra.logprobs() {
-            merge(&mut self.logprobs, serde_json::from_str(logprobs).unwrap_or_default());
+            merge(
+                &mut self.logprobs,
+                serde_json::from_str(logprobs).unwrap_or_default(),
+            );
         }
         Ok(())
     }
 
     fn cut(&self) -> ApiError {
         let reason = "the stream ended early".to_owned();
-        self.failed(ClientError::Interrupted { delivered: String::new(), tokens: self.tokens, reason })
+        self.failed(ClientError::Interrupted {
+            delivered: String::new(),
+            tokens: self.tokens,
+            reason,
+        })
     }
 
     fn failed(&self, error: ClientError) -> ApiError {
@@ -101,25 +125,38 @@ impl Collected {
                 let mut message = Map::new();
                 message.insert("role".to_owned(), "assistant".into());
                 let calls = self.fields.contains_key("tool_calls") && self.text.is_empty();
-                let content = if calls { Value::Null } else { Value::from(self.text) };
+                let content = if calls {
+                    Value::Null
+                } else {
+                    Value::from(self.text)
+                };
                 message.insert("content".to_owned(), content);
                 message.extend(self.fields.into_iter().filter(|(key, _)| key != "role"));
                 drop_indexes(message.get_mut("tool_calls"));
                 let message = Value::Object(message);
-                ("chat.completion", json!({
-                    "index": 0, "message": message, "logprobs": self.logprobs.take(), "finish_reason": finish
-                }))
+                (
+                    "chat.completion",
+                    json!({
+                        "index": 0, "message": message, "logprobs": self.logprobs.take(), "finish_reason": finish
+                    }),
+                )
             }
-            Api::Completion => ("text_completion", json!({
-                "index": 0, "text": self.text, "logprobs": self.logprobs.take(), "finish_reason": finish
-            })),
+            Api::Completion => (
+                "text_completion",
+                json!({
+                    "index": 0, "text": self.text, "logprobs": self.logprobs.take(), "finish_reason": finish
+                }),
+            ),
         };
         let json = format!(
             "{{{},\"choices\":[{choice}],\"usage\":{}}}",
             answer.head(object),
             sse::usage_json(usage, self.tokens)
         );
-        Whole { json, seams: self.seams }
+        Whole {
+            json,
+            seams: self.seams,
+        }
     }
 }
 
@@ -141,7 +178,8 @@ fn merge(into: &mut Value, delta: Value) {
         (Value::Array(elements), Value::Array(more)) => {
             for element in more {
                 let index = element.get("index").cloned();
-                let same = index.and_then(|i| elements.iter_mut().find(|e| e.get("index") == Some(&i)));
+                let same =
+                    index.and_then(|i| elements.iter_mut().find(|e| e.get("index") == Some(&i)));
                 match same {
                     Some(earlier) => merge(earlier, element),
                     None => elements.push(element),

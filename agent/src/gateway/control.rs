@@ -65,16 +65,28 @@ pub struct ControlError {
 impl ControlError {
     /// The thing named does not exist (404).
     pub fn not_found(message: impl Into<String>) -> Self {
-        ControlError { status: 404, code: "not_found", message: message.into() }
+        ControlError {
+            status: 404,
+            code: "not_found",
+            message: message.into(),
+        }
     }
 
     /// Not in this state of the agent (409).
     pub fn conflict(message: impl Into<String>) -> Self {
-        ControlError { status: 409, code: "conflict", message: message.into() }
+        ControlError {
+            status: 409,
+            code: "conflict",
+            message: message.into(),
+        }
     }
 
     /// It tried and failed (500).
     pub fn failed(message: impl Into<String>) -> Self {
-        ControlError { status: 500, code: "failed", message: message.into() }
+        ControlError {
+            status: 500,
+            code: "failed",
+            message: message.into(),
+        }
     }
 }

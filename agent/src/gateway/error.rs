@@ -103,12 +103,18 @@ impl IntoResponse for ApiError {
         let mut response = Response::new(Body::from(self.json()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
         if let Some(after) = self.retry_after {
             // Whole seconds by RFC 9110; the OpenAI clients read the finer header first.
             let seconds = after.as_millis().div_ceil(1000).max(1);
             headers.insert(header::RETRY_AFTER, number(seconds));
-            headers.insert(HeaderName::from_static("retry-after-ms"), number(after.as_millis()));
+            headers.insert(
+                HeaderName::from_static("retry-after-ms"),
+                number(after.as_millis()),
+            );
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -141,18 +147,33 @@ impl From<ClientError> for ApiError {
             ClientError::Busy { retry_after } => busy(retry_after),
             ClientError::Invalid { field, message } => {
                 let error = ApiError::invalid("invalid_value", message);
-                ApiError { param: field, ..error }
+                ApiError {
+                    param: field,
+                    ..error
+                }
             }
             ClientError::ContextExceeded { message } => {
                 ApiError::invalid("context_length_exceeded", message).param("messages")
             }
-            ClientError::Interrupted { delivered: _, tokens, reason } => ApiError {
+            ClientError::Interrupted {
+                delivered: _,
+                tokens,
+                reason,
+            } => ApiError {
                 delivered_tokens: Some(tokens),
-                ..broken("interrupted", format!("the answer broke off and no other machine could go on: {reason}"))
+                ..broken(
+                    "interrupted",
+                    format!("the answer broke off and no other machine could go on: {reason}"),
+                )
             },
-            ClientError::Incomplete { delivered: _, reason } => broken(
+            ClientError::Incomplete {
+                delivered: _,
+                reason,
+            } => broken(
                 "incomplete",
-                format!("the answer broke off, and structured output or a tool call is never spliced; ask again: {reason}"),
+                format!(
+                    "the answer broke off, and structured output or a tool call is never spliced; ask again: {reason}"
+                ),
             ),
             ClientError::Cancelled => broken("cancelled", "the request was cancelled".to_owned()),
             ClientError::NotPaired => unavailable(
@@ -169,8 +190,13 @@ impl From<ClientError> for ApiError {
 
 impl From<ControlError> for ApiError {
     fn from(error: ControlError) -> Self {
-        let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let kind = if status.is_server_error() { SERVER } else { INVALID };
+        let status =
+            StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let kind = if status.is_server_error() {
+            SERVER
+        } else {
+            INVALID
+        };
         ApiError::new(status, kind, error.code, error.message)
     }
 }
@@ -184,14 +210,21 @@ fn broken(code: &'static str, message: String) -> ApiError {
 }
 
 fn busy(retry_after: Duration) -> ApiError {
-    let after = if retry_after.is_zero() { timeouts::BUSY_RETRY } else { retry_after };
+    let after = if retry_after.is_zero() {
+        timeouts::BUSY_RETRY
+    } else {
+        retry_after
+    };
     ApiError {
         retry_after: Some(after),
         ..ApiError::new(
             StatusCode::TOO_MANY_REQUESTS,
             "rate_limit_error",
             "busy",
-            format!("every engine with this model is busy; try again in {} ms", after.as_millis()),
+            format!(
+                "every engine with this model is busy; try again in {} ms",
+                after.as_millis()
+            ),
         )
     }
 }
@@ -204,14 +237,20 @@ fn no_peer(model: &str, near: &[(String, Vec<String>)]) -> String {
              demo` install the starter engine; `unamesh engines` shows what an agent finds"
         );
     }
-    format!("no machine with {model:?} can be reached now; {}", others(near))
+    format!(
+        "no machine with {model:?} can be reached now; {}",
+        others(near)
+    )
 }
 
 fn unknown_model(model: &str, near: &[(String, Vec<String>)]) -> String {
     if near.is_empty() {
         return format!("no machine of the mesh has the model {model:?}; GET /v1/models lists all");
     }
-    format!("no machine of the mesh has the model {model:?}; {}", others(near))
+    format!(
+        "no machine of the mesh has the model {model:?}; {}",
+        others(near)
+    )
 }
 
 /// `near: "a" on desk, laptop; "b" on desk`.

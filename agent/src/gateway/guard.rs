@@ -40,7 +40,10 @@ fn check_host(state: &GatewayState, uri: &Uri, headers: &HeaderMap) -> Result<()
         None => uri.authority().map_or("", |a| a.as_str()),
     };
     if host.is_empty() {
-        return Err(ApiError::invalid("host_missing", "the request has no Host header"));
+        return Err(ApiError::invalid(
+            "host_missing",
+            "the request has no Host header",
+        ));
     }
     if is_ours(state.listen, host_of(host)) {
         return Ok(());
@@ -56,10 +59,18 @@ fn check_host(state: &GatewayState, uri: &Uri, headers: &HeaderMap) -> Result<()
 }
 
 fn check_origin(state: &GatewayState, headers: &HeaderMap) -> Result<(), ApiError> {
-    if headers.get("sec-fetch-site").is_some_and(|v| v == "cross-site") {
-        return Err(forbidden("origin_refused", "cross-site requests are refused"));
+    if headers
+        .get("sec-fetch-site")
+        .is_some_and(|v| v == "cross-site")
+    {
+        return Err(forbidden(
+            "origin_refused",
+            "cross-site requests are refused",
+        ));
     }
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        return Ok(());
+    };
     let text = origin.to_str().unwrap_or_default();
     let host = text.split_once("://").map_or("", |(_, rest)| host_of(rest));
     if !host.is_empty() && is_ours(state.listen, host) {
@@ -70,7 +81,9 @@ fn check_origin(state: &GatewayState, headers: &HeaderMap) -> Result<(), ApiErro
 }
 
 fn check_token(state: &GatewayState, headers: &HeaderMap) -> Result<(), ApiError> {
-    let given = headers.get(header::AUTHORIZATION).map_or(&b""[..], |v| v.as_bytes());
+    let given = headers
+        .get(header::AUTHORIZATION)
+        .map_or(&b""[..], |v| v.as_bytes());
     let given = match given.split_at_checked(7) {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => token,
         _ => b"",
@@ -92,7 +105,9 @@ fn host_of(authority: &str) -> &str {
     if let Some(rest) = authority.strip_prefix('[') {
         return rest.split_once(']').map_or("", |(host, _)| host);
     }
-    authority.split_once(':').map_or(authority, |(host, _)| host)
+    authority
+        .split_once(':')
+        .map_or(authority, |(host, _)| host)
 }
 
 /// Whether a host names this machine. An address literal cannot be rebound, so on a gateway
@@ -103,7 +118,9 @@ fn is_ours(listen: SocketAddr, host: &str) -> bool {
     if lower == "localhost" || lower.ends_with(".localhost") {
         return true;
     }
-    let Ok(ip) = lower.parse::<IpAddr>() else { return false };
+    let Ok(ip) = lower.parse::<IpAddr>() else {
+        return false;
+    };
     let (ip, own) = (ip.to_canonical(), listen.ip().to_canonical());
     ip.is_loopback() || ip == own || own.is_unspecified()
 }
@@ -124,10 +141,24 @@ mod tests {
     #[test]
     fn hosts_of_this_machine() {
         let local: SocketAddr = "127.0.0.1:11400".parse().unwrap();
-        for host in ["localhost", "LOCALHOST.", "app.localhost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+        for host in [
+            "localhost",
+            "LOCALHOST.",
+            "app.localhost",
+            "127.0.0.1",
+            "127.9.9.9",
+            "::1",
+            "::ffff:127.0.0.1",
+        ] {
             assert!(is_ours(local, host), "{host}");
         }
-        for host in ["evil.example", "192.168.1.5", "localhost.evil.example", "0.0.0.0", ""] {
+        for host in [
+            "evil.example",
+            "192.168.1.5",
+            "localhost.evil.example",
+            "0.0.0.0",
+            "",
+        ] {
             assert!(!is_ours(local, host), "{host}");
         }
         let any: SocketAddr = "[::]:11400".parse().unwrap();

@@ -62,10 +62,16 @@ pub fn body(bytes: &[u8]) -> Result<Members<'_>, ApiError> {
     })?;
     for (at, (key, value)) in members.0.iter().enumerate() {
         if members.0[..at].iter().any(|(earlier, _)| earlier == key) {
-            return Err(ApiError::field(key.as_ref(), format!("{key} is given twice")));
+            return Err(ApiError::field(
+                key.as_ref(),
+                format!("{key} is given twice"),
+            ));
         }
         if depth(value.get()) > limits::MAX_JSON_DEPTH {
-            let message = format!("{key} is nested deeper than {} levels", limits::MAX_JSON_DEPTH);
+            let message = format!(
+                "{key} is nested deeper than {} levels",
+                limits::MAX_JSON_DEPTH
+            );
             return Err(ApiError::field(key.as_ref(), message));
         }
     }
@@ -74,11 +80,20 @@ pub fn body(bytes: &[u8]) -> Result<Members<'_>, ApiError> {
 
 /// Blames the top-level field that holds the first bad byte, if the rest is JSON.
 fn not_utf8(bytes: &[u8], at: usize) -> ApiError {
-    let error = ApiError::invalid("invalid_json", format!("byte {at} of the body is not UTF-8"));
+    let error = ApiError::invalid(
+        "invalid_json",
+        format!("byte {at} of the body is not UTF-8"),
+    );
     let lossy = String::from_utf8_lossy(bytes);
-    let Ok(members) = serde_json::from_str::<Members<'_>>(&lossy) else { return error };
+    let Ok(members) = serde_json::from_str::<Members<'_>>(&lossy) else {
+        return error;
+    };
     let bad = |text: &str| text.contains('\u{fffd}');
-    match members.0.iter().find(|(key, value)| bad(key) || bad(value.get())) {
+    match members
+        .0
+        .iter()
+        .find(|(key, value)| bad(key) || bad(value.get()))
+    {
         Some((key, _)) => error.param(key.as_ref()),
         None => error,
     }
@@ -144,7 +159,10 @@ impl<'a> Field<'_, 'a> {
         if (min..=max).contains(&value) {
             return Ok(value);
         }
-        Err(self.error(format!("{} must be between {min} and {max}, got {value}", self.name)))
+        Err(self.error(format!(
+            "{} must be between {min} and {max}, got {value}",
+            self.name
+        )))
     }
 
     /// A number within `min..=max`.
@@ -156,7 +174,10 @@ impl<'a> Field<'_, 'a> {
         if (min..=max).contains(&value) {
             return Ok(value as f32);
         }
-        Err(self.error(format!("{} must be between {min} and {max}, got {value}", self.name)))
+        Err(self.error(format!(
+            "{} must be between {min} and {max}, got {value}",
+            self.name
+        )))
     }
 
     /// The elements of an array, unparsed.
@@ -198,8 +219,11 @@ impl<'a> Field<'_, 'a> {
             if kind == expected || (kind == "a number" && expected == "an integer") {
                 return self.error(format!("{name} is no valid value for {expected}: {e}"));
             }
-            ApiError::invalid("invalid_type", format!("{name} must be {expected}, got {kind}"))
-                .param(name)
+            ApiError::invalid(
+                "invalid_type",
+                format!("{name} must be {expected}, got {kind}"),
+            )
+            .param(name)
         })
     }
 }
@@ -207,7 +231,10 @@ impl<'a> Field<'_, 'a> {
 /// Appends `json` to `out` on one line: the line breaks that JSON allows between its tokens
 /// would end an SSE or NDJSON record.
 pub fn push_line(json: &str, out: &mut impl Extend<u8>) {
-    out.extend(json.bytes().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { b }));
+    out.extend(
+        json.bytes()
+            .map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { b }),
+    );
 }
 
 #[cfg(test)]
@@ -227,24 +254,46 @@ mod tests {
         assert_eq!(members.0[1].0, "bA");
         assert_eq!(members.0[1].1.get(), "[1, 2]");
 
-        assert_eq!(body(br#"{"a":1,"a":2}"#).unwrap_err().param.as_deref(), Some("a"));
-        assert_eq!(body(b"{\"x\":1,\"y\":\"\xff\"}").unwrap_err().param.as_deref(), Some("y"));
+        assert_eq!(
+            body(br#"{"a":1,"a":2}"#).unwrap_err().param.as_deref(),
+            Some("a")
+        );
+        assert_eq!(
+            body(b"{\"x\":1,\"y\":\"\xff\"}")
+                .unwrap_err()
+                .param
+                .as_deref(),
+            Some("y")
+        );
         assert_eq!(body(b"[1]").unwrap_err().code, "invalid_json");
         assert!(body(b" ").unwrap_err().message.contains("empty"));
 
-        let deep = format!("{{\"deep\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-        assert_eq!(body(deep.as_bytes()).unwrap_err().param.as_deref(), Some("deep"));
+        let deep = format!(
+            "{{\"deep\":{}{}}}",
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
+        assert_eq!(
+            body(deep.as_bytes()).unwrap_err().param.as_deref(),
+            Some("deep")
+        );
     }
 
     #[test]
     fn wrong_types_say_what_came() {
         let raw = RawValue::from_string("[1]".to_owned()).unwrap();
-        let field = Field { name: "temperature", value: &raw };
+        let field = Field {
+            name: "temperature",
+            value: &raw,
+        };
         let error = field.number(0.0, 2.0).unwrap_err();
         assert_eq!(error.message, "temperature must be a number, got an array");
         assert_eq!(error.code, "invalid_type");
         let raw = RawValue::from_string("1.5".to_owned()).unwrap();
-        let field = Field { name: "max_tokens", value: &raw };
+        let field = Field {
+            name: "max_tokens",
+            value: &raw,
+        };
         assert!(field.integer(1, 5).unwrap_err().message.contains("integer"));
     }
 }

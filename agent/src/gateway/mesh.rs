@@ -6,7 +6,7 @@ use super::control::InviteOptions;
 use super::error::ApiError;
 use super::openai::{Reply, json_reply, read_body};
 use super::request::{self, Api, Parsed};
-use super::source::{ClientError, Event, PeerRef, Seam};
+use super::source::{ClientError, Event, PeerRef, Seam, near_names};
 use super::view;
 use axum::Router;
 use axum::body::Body;
@@ -21,7 +21,6 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 use unamesh_client::clock;
-use unamesh_proto::rank::near_names;
 use unamesh_proto::wire::Role;
 
 /// The routes, relative to `/unamesh/v1`.
@@ -48,7 +47,9 @@ async fn engines(State(state): State<GatewayState>) -> Reply {
 }
 
 async fn peers(State(state): State<GatewayState>) -> Reply {
-    Ok(json_reply(view::peers(&state.source.peers(), clock::mono()).to_string()))
+    Ok(json_reply(
+        view::peers(&state.source.peers(), clock::mono()).to_string(),
+    ))
 }
 
 async fn models(State(state): State<GatewayState>) -> Reply {
@@ -66,12 +67,20 @@ async fn why(
     State(state): State<GatewayState>,
     query: Result<Query<WhyQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Reply {
-    let Query(WhyQuery { model, prompt_tokens }) =
-        query.map_err(|e| ApiError::field("model", e.body_text()))?;
+    let Query(WhyQuery {
+        model,
+        prompt_tokens,
+    }) = query.map_err(|e| ApiError::field("model", e.body_text()))?;
     let ranking = state.source.why(&model, prompt_tokens);
     let peers = state.source.peers();
-    let near = if ranking.ranked.is_empty() { near_names(&peers, &model) } else { Vec::new() };
-    Ok(json_reply(view::why(&model, &ranking, &near, &peers).to_string()))
+    let near = if ranking.ranked.is_empty() {
+        near_names(&peers, &model)
+    } else {
+        Vec::new()
+    };
+    Ok(json_reply(
+        view::why(&model, &ranking, &near, &peers).to_string(),
+    ))
 }
 
 #[derive(Default, Deserialize)]
@@ -97,19 +106,34 @@ struct InviteBody {
 
 impl Default for InviteBody {
     fn default() -> Self {
-        InviteBody { role: "agent".to_owned(), valid_for_s: 600, uses: 1 }
+        InviteBody {
+            role: "agent".to_owned(),
+            valid_for_s: 600,
+            uses: 1,
+        }
     }
 }
 
 async fn invite(State(state): State<GatewayState>, request: Request) -> Reply {
-    let InviteBody { role, valid_for_s, uses } = options(request).await?;
+    let InviteBody {
+        role,
+        valid_for_s,
+        uses,
+    } = options(request).await?;
     let Some(role) = Role::KNOWN.iter().copied().find(|r| r.name() == role) else {
-        return Err(ApiError::field("role", format!("role must be admin, agent or client, got {role:?}")));
+        return Err(ApiError::field(
+            "role",
+            format!("role must be admin, agent or client, got {role:?}"),
+        ));
     };
     if uses == 0 {
         return Err(ApiError::field("uses", "uses must be at least 1"));
     }
-    let invite = InviteOptions { role, valid_for: Duration::from_secs(valid_for_s), uses };
+    let invite = InviteOptions {
+        role,
+        valid_for: Duration::from_secs(valid_for_s),
+        uses,
+    };
     Ok(json_reply(state.control.invite(invite).await?.to_string()))
 }
 
@@ -121,7 +145,9 @@ struct DrainBody {
 
 impl Default for DrainBody {
     fn default() -> Self {
-        DrainBody { deadline_ms: 30_000 }
+        DrainBody {
+            deadline_ms: 30_000,
+        }
     }
 }
 
@@ -132,7 +158,9 @@ async fn drain(State(state): State<GatewayState>, request: Request) -> Reply {
 }
 
 /// A small body of options; an empty one means the defaults.
-async fn options<T: Default + serde::de::DeserializeOwned>(request: Request) -> Result<T, ApiError> {
+async fn options<T: Default + serde::de::DeserializeOwned>(
+    request: Request,
+) -> Result<T, ApiError> {
     let body = read_body(request).await?;
     if body.is_empty() {
         return Ok(T::default());
@@ -147,10 +175,15 @@ async fn events(State(state): State<GatewayState>) -> Reply {
     let lines = stream::unfold(receiver, |mut receiver| async move {
         let event = match receiver.recv().await {
             Ok(event) => event.to_string(),
-            Err(RecvError::Lagged(missed)) => json!({"event": "lagged", "missed": missed}).to_string(),
+            Err(RecvError::Lagged(missed)) => {
+                json!({"event": "lagged", "missed": missed}).to_string()
+            }
             Err(RecvError::Closed) => return None,
         };
-        Some((Ok::<_, Infallible>(Bytes::from(format!("data: {event}\n\n"))), receiver))
+        Some((
+            Ok::<_, Infallible>(Bytes::from(format!("data: {event}\n\n"))),
+            receiver,
+        ))
     });
     // A first comment, so that the client has its headers before the first event.
     let hello = stream::iter([Ok(Bytes::from_static(b": unamesh events\n\n"))]);
@@ -162,7 +195,9 @@ async fn events(State(state): State<GatewayState>) -> Reply {
 async fn generate(State(state): State<GatewayState>, request: Request) -> Reply {
     let body = read_body(request).await?;
     let api = match request::parse(Api::Chat, &body) {
-        Err(e) if e.param.as_deref() == Some("messages") && e.code == "missing_required_parameter" => {
+        Err(e)
+            if e.param.as_deref() == Some("messages") && e.code == "missing_required_parameter" =>
+        {
             Api::Completion
         }
         _ => Api::Chat,
@@ -173,7 +208,9 @@ async fn generate(State(state): State<GatewayState>, request: Request) -> Reply 
     Ok(stream_reply("application/x-ndjson", body))
 }
 
-fn ndjson(events: BoxStream<'static, Event>) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> {
+fn ndjson(
+    events: BoxStream<'static, Event>,
+) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> {
     events.map(|event| {
         let mut line = event_json(&event).to_string();
         line.push('\n');
@@ -192,16 +229,30 @@ fn stream_reply(kind: &'static str, body: Body) -> axum::response::Response {
 /// An event as scripts read it: `{"event":"token","index":0,"text":"..."}`.
 pub fn event_json(event: &Event) -> Value {
     match event {
-        Event::Started { peer, why } => json!({"event": "started", "peer": peer_json(peer), "why": why}),
+        Event::Started { peer, why } => {
+            json!({"event": "started", "peer": peer_json(peer), "why": why})
+        }
         Event::Progress { phase, done, total } => {
             json!({"event": "progress", "phase": phase.name(), "done": done, "total": total})
         }
-        Event::Token { index, text, tokens, extra } => {
+        Event::Token {
+            index,
+            text,
+            tokens,
+            extra,
+        } => {
             // Null where there is none or a peer sent no JSON.
             let extra: Value = serde_json::from_str(extra).unwrap_or_default();
             json!({"event": "token", "index": index, "text": text, "tokens": tokens, "extra": extra})
         }
-        Event::PeerChanged { from, to, seam, gap, backup_ttft, reason } => json!({
+        Event::PeerChanged {
+            from,
+            to,
+            seam,
+            gap,
+            backup_ttft,
+            reason,
+        } => json!({
             "event": "peer_changed",
             "from": peer_json(from),
             "to": peer_json(to),

@@ -4,7 +4,7 @@ use super::GatewayState;
 use super::collect;
 use super::error::{ApiError, INVALID};
 use super::request::{self, Api, Parsed};
-use super::source::{Event, PeerRef};
+use super::source::{ClientError, Event, PeerRef, near_names};
 use super::sse::{self, Answer, ChunkWriter, SseBody};
 use super::view;
 use axum::body::Body;
@@ -18,7 +18,6 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use unamesh_client::clock;
-use unamesh_proto::rank::near_names;
 use unamesh_proto::{limits, timeouts};
 
 const PEER: HeaderName = HeaderName::from_static("x-unamesh-peer");
@@ -44,7 +43,9 @@ pub type Reply = Result<axum::response::Response, ApiError>;
 /// `GET /v1/models`: every model of the mesh once.
 pub async fn models(State(state): State<GatewayState>) -> Reply {
     let all: Vec<Value> = view::openai_models(&state.source.peers()).collect();
-    Ok(json_reply(json!({"object": "list", "data": all}).to_string()))
+    Ok(json_reply(
+        json!({"object": "list", "data": all}).to_string(),
+    ))
 }
 
 /// `GET /v1/models/{id}`; an id may contain slashes.
@@ -54,7 +55,7 @@ pub async fn model(State(state): State<GatewayState>, Path(id): Path<String>) ->
         Some(model) => Ok(json_reply(model.to_string())),
         None => {
             let near = near_names(&peers, &id);
-            Err(super::source::ClientError::UnknownModel { model: id, near }.into())
+            Err(ClientError::UnknownModel { model: id, near }.into())
         }
     }
 }
@@ -75,7 +76,9 @@ pub async fn health(State(state): State<GatewayState>) -> Reply {
 /// `GET /`: what this is.
 pub async fn root() -> &'static str {
     concat!(
-        "UnaMesh ", env!("CARGO_PKG_VERSION"), " is running.\n\n",
+        "UnaMesh ",
+        env!("CARGO_PKG_VERSION"),
+        " is running.\n\n",
         "OpenAI API: POST /v1/chat/completions, POST /v1/completions, GET /v1/models\n",
         "Health:     GET /health\n",
         "Mesh API:   /unamesh/v1/ (bearer token; used by the unamesh command)\n"
@@ -94,13 +97,26 @@ pub async fn not_found(request: Request) -> ApiError {
 
 /// A known path with another method.
 pub async fn wrong_method(request: Request) -> ApiError {
-    let message = format!("{} is not allowed on {}", request.method(), request.uri().path());
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, "method_not_allowed", message)
+    let message = format!(
+        "{} is not allowed on {}",
+        request.method(),
+        request.uri().path()
+    );
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        INVALID,
+        "method_not_allowed",
+        message,
+    )
 }
 
 async fn answer(state: &GatewayState, api: Api, request: Request) -> Reply {
     let body = read_body(request).await?;
-    let Parsed { request, stream, include_usage } = request::parse(api, &body)?;
+    let Parsed {
+        request,
+        stream,
+        include_usage,
+    } = request::parse(api, &body)?;
     drop(body);
     let answer = Answer {
         api,
@@ -114,7 +130,10 @@ async fn answer(state: &GatewayState, api: Api, request: Request) -> Reply {
         let body = SseBody::new(events, begin.first, writer);
         let mut response = Response::new(Body::new(body));
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/event-stream"),
+        );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         headers.insert(BUFFERING, HeaderValue::from_static("no"));
         response
@@ -151,10 +170,24 @@ async fn begin(
         match events.next().await {
             Some(Event::Progress { .. }) => {}
             Some(Event::Started { peer, why }) => {
-                return Ok((events, Begin { started: Some((peer, why)), first: None }));
+                return Ok((
+                    events,
+                    Begin {
+                        started: Some((peer, why)),
+                        first: None,
+                    },
+                ));
             }
             Some(Event::Failed(error)) => return Err(error.into()),
-            first => return Ok((events, Begin { started: None, first })),
+            first => {
+                return Ok((
+                    events,
+                    Begin {
+                        started: None,
+                        first,
+                    },
+                ));
+            }
         }
     }
 }
@@ -166,7 +199,12 @@ async fn begin(
 pub async fn read_body(request: Request) -> Result<Bytes, ApiError> {
     let too_large = || {
         let message = format!("the body exceeds {} bytes", limits::MAX_HTTP_BODY);
-        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, "body_too_large", message)
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            INVALID,
+            "body_too_large",
+            message,
+        )
     };
     let body = request.into_body();
     if hyper::body::Body::size_hint(&body).lower() > limits::MAX_HTTP_BODY as u64 {
@@ -176,18 +214,33 @@ pub async fn read_body(request: Request) -> Result<Bytes, ApiError> {
     match tokio::time::timeout(timeouts::HTTP_BODY, read).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(e)) => Err(ApiError::invalid("body_broken", format!("the body broke off: {e}"))),
+        Ok(Err(e)) => Err(ApiError::invalid(
+            "body_broken",
+            format!("the body broke off: {e}"),
+        )),
         Err(_) => {
             let seconds = timeouts::HTTP_BODY.as_secs();
             let message = format!("the body did not arrive within {seconds} s");
-            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, INVALID, "body_timeout", message))
+            Err(ApiError::new(
+                StatusCode::REQUEST_TIMEOUT,
+                INVALID,
+                "body_timeout",
+                message,
+            ))
         }
     }
 }
 
 /// A 200 with a JSON body.
 pub fn json_reply(json: String) -> axum::response::Response {
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], json).into_response()
+    (
+        [(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        )],
+        json,
+    )
+        .into_response()
 }
 
 fn answer_id(api: Api) -> String {

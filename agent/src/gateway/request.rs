@@ -34,7 +34,14 @@ pub enum Api {
 }
 
 /// Roles that a message may have.
-const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
+const ROLES: [&str; 6] = [
+    "system",
+    "developer",
+    "user",
+    "assistant",
+    "tool",
+    "function",
+];
 
 /// Reads a body.
 ///
@@ -134,7 +141,8 @@ impl Reader {
             | "guided_grammar" | "structured_outputs" => self.structured = true,
             _ => {}
         }
-        self.extra.push(if self.extra.is_empty() { '{' } else { ',' });
+        self.extra
+            .push(if self.extra.is_empty() { '{' } else { ',' });
         let key = serde_json::to_string(field.name)
             .map_err(|e| ApiError::invalid("invalid_json", e.to_string()))?;
         self.extra.push_str(&key);
@@ -145,7 +153,8 @@ impl Reader {
 
     fn finish(mut self, api: Api) -> Result<Parsed, ApiError> {
         let missing = |name: &str| {
-            ApiError::invalid("missing_required_parameter", format!("{name} is required")).param(name)
+            ApiError::invalid("missing_required_parameter", format!("{name} is required"))
+                .param(name)
         };
         let model = self.model.ok_or_else(|| missing("model"))?;
         let (kind, field) = match api {
@@ -167,7 +176,11 @@ impl Reader {
             prompt_tokens: u32::try_from(input.weight / 4 + 1).unwrap_or(u32::MAX),
             spliceable: !(self.structured || (self.tools && !self.tools_off)),
         };
-        Ok(Parsed { request, stream: self.stream, include_usage: self.include_usage })
+        Ok(Parsed {
+            request,
+            stream: self.stream,
+            include_usage: self.include_usage,
+        })
     }
 }
 
@@ -201,7 +214,11 @@ fn messages(field: &Field<'_, '_>) -> Result<Input, ApiError> {
             conversation = (!message.is_user).then_some(hasher);
         }
     }
-    Ok(Input { text: field.value.get().to_owned(), weight, session })
+    Ok(Input {
+        text: field.value.get().to_owned(),
+        weight,
+        session,
+    })
 }
 
 /// What a message is, as far as it matters here.
@@ -231,7 +248,10 @@ fn message(at: usize, value: &RawValue) -> Result<Message, ApiError> {
         ApiError::invalid("missing_required_parameter", format!("{param} is required")).param(param)
     })?;
     if !ROLES.contains(&role.as_ref()) {
-        let message = format!("{name}.role must be one of {}, got {role:?}", ROLES.join(", "));
+        let message = format!(
+            "{name}.role must be one of {}, got {role:?}",
+            ROLES.join(", ")
+        );
         return Err(ApiError::field(format!("{name}.role"), message));
     }
     if text.is_none() && !(role == "assistant" && calls) {
@@ -239,7 +259,10 @@ fn message(at: usize, value: &RawValue) -> Result<Message, ApiError> {
         let message = format!("{param} is required: a string or an array of parts");
         return Err(ApiError::invalid("missing_required_parameter", message).param(param));
     }
-    Ok(Message { is_user: role == "user", text: text.unwrap_or(0) })
+    Ok(Message {
+        is_user: role == "user",
+        text: text.unwrap_or(0),
+    })
 }
 
 /// Bytes of text in a message's content: a string, or an array of typed parts.
@@ -256,7 +279,10 @@ fn content(field: &Field<'_, '_>) -> Result<usize, ApiError> {
         }
         other => Err(ApiError::invalid(
             "invalid_type",
-            format!("{} must be a string or an array of parts, got {other}", field.name),
+            format!(
+                "{} must be a string or an array of parts, got {other}",
+                field.name
+            ),
         )
         .param(field.name)),
     }
@@ -276,8 +302,11 @@ fn part(part: &Field<'_, '_>) -> Result<usize, ApiError> {
     }
     if !typed {
         let param = format!("{}.type", part.name);
-        return Err(ApiError::invalid("missing_required_parameter", format!("{param} is required"))
-            .param(param));
+        return Err(ApiError::invalid(
+            "missing_required_parameter",
+            format!("{param} is required"),
+        )
+        .param(param));
     }
     Ok(text)
 }
@@ -289,13 +318,21 @@ fn prompt(field: &Field<'_, '_>) -> Result<Input, ApiError> {
             let [only] = all.as_slice() else {
                 return Err(unsupported(field, "prompt must be one string"));
             };
-            (Field { name: "prompt[0]", value: only }).string()?
+            (Field {
+                name: "prompt[0]",
+                value: only,
+            })
+            .string()?
         }
         _ => field.string()?,
     };
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
-    Ok(Input { weight: text.len(), session: hasher.finish().max(1), text: text.into_owned() })
+    Ok(Input {
+        weight: text.len(),
+        session: hasher.finish().max(1),
+        text: text.into_owned(),
+    })
 }
 
 fn include_usage(field: &Field<'_, '_>) -> Result<bool, ApiError> {
@@ -316,11 +353,16 @@ fn stop(field: &Field<'_, '_>) -> Result<Vec<String>, ApiError> {
     }
     let all = field.array()?;
     if all.len() > limits::MAX_STOPS {
-        return Err(field.error(format!("stop takes at most {} sequences", limits::MAX_STOPS)));
+        return Err(field.error(format!(
+            "stop takes at most {} sequences",
+            limits::MAX_STOPS
+        )));
     }
     let text = |(at, value)| {
         let name = format!("stop[{at}]");
-        Field { name: &name, value }.string().map(|text| text.into_owned())
+        Field { name: &name, value }
+            .string()
+            .map(|text| text.into_owned())
     };
     all.into_iter().enumerate().map(text).collect()
 }
@@ -330,7 +372,12 @@ fn is_structured(field: &Field<'_, '_>) -> Result<bool, ApiError> {
     let mut structured = true;
     for (key, value) in &field.object()?.0 {
         if key == "type" {
-            structured = Field { name: "response_format.type", value }.string()? != "text";
+            structured = Field {
+                name: "response_format.type",
+                value,
+            }
+            .string()?
+                != "text";
         }
     }
     Ok(structured)

@@ -36,12 +36,23 @@ pub async fn serve(listener: TcpListener, state: GatewayState) {
             () = state.stop.cancelled() => break,
             accepted = accept(&listener, &permits) => accepted,
         };
-        let Some((stream, remote, permit)) = accepted else { break };
-        connections.spawn(connection(stream, remote, router.clone(), state.clone(), permit));
+        let Some((stream, remote, permit)) = accepted else {
+            break;
+        };
+        connections.spawn(connection(
+            stream,
+            remote,
+            router.clone(),
+            state.clone(),
+            permit,
+        ));
     }
     drop(listener);
     let ended = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(timeouts::SHUTDOWN, ended).await.is_err() {
+    if tokio::time::timeout(timeouts::SHUTDOWN, ended)
+        .await
+        .is_err()
+    {
         tracing::warn!("connections of the gateway were still open at shutdown");
         connections.shutdown().await;
     }
@@ -106,7 +117,10 @@ async fn respond(
     verdict: Result<(), ApiError>,
 ) -> Result<Response, Infallible> {
     match verdict {
-        Ok(()) => hyper::service::Service::call(&routes, request.map(axum::body::Body::new) as Request).await,
+        Ok(()) => {
+            hyper::service::Service::call(&routes, request.map(axum::body::Body::new) as Request)
+                .await
+        }
         Err(refused) => Ok(refused.into_response()),
     }
 }

@@ -49,27 +49,62 @@ mod standin {
     }
     #[derive(Clone, Debug)]
     pub enum Event {
-        Started { peer: PeerRef, why: String },
-        Progress { phase: Phase, done: u32, total: u32 },
-        Token { index: u32, text: String, tokens: u32, extra: String },
-        PeerChanged { from: PeerRef, to: PeerRef, seam: Seam, gap: Duration, backup_ttft: Duration, reason: String },
-        Done { finish: FinishReason, usage: Usage },
+        Started {
+            peer: PeerRef,
+            why: String,
+        },
+        Progress {
+            phase: Phase,
+            done: u32,
+            total: u32,
+        },
+        Token {
+            index: u32,
+            text: String,
+            tokens: u32,
+            extra: String,
+        },
+        PeerChanged {
+            from: PeerRef,
+            to: PeerRef,
+            seam: Seam,
+            gap: Duration,
+            backup_ttft: Duration,
+            reason: String,
+        },
+        Done {
+            finish: FinishReason,
+            usage: Usage,
+        },
         Failed(ClientError),
     }
     #[derive(Clone, Debug, thiserror::Error)]
     pub enum ClientError {
         #[error("no peer serves {model}")]
-        NoPeer { model: String, near: Vec<(String, Vec<String>)> },
+        NoPeer {
+            model: String,
+            near: Vec<(String, Vec<String>)>,
+        },
         #[error("unknown model {model}")]
-        UnknownModel { model: String, near: Vec<(String, Vec<String>)> },
+        UnknownModel {
+            model: String,
+            near: Vec<(String, Vec<String>)>,
+        },
         #[error("busy")]
         Busy { retry_after: Duration },
         #[error("{message}")]
-        Invalid { field: Option<String>, message: String },
+        Invalid {
+            field: Option<String>,
+            message: String,
+        },
         #[error("{message}")]
         ContextExceeded { message: String },
         #[error("interrupted: {reason}")]
-        Interrupted { delivered: String, tokens: u32, reason: String },
+        Interrupted {
+            delivered: String,
+            tokens: u32,
+            reason: String,
+        },
         #[error("incomplete: {reason}")]
         Incomplete { delivered: String, reason: String },
         #[error("cancelled")]
@@ -108,6 +143,9 @@ mod standin {
         pub fn total(&self) -> Duration {
             self.rtt + self.queue + self.load + self.ttft
         }
+    }
+    pub fn near_names(_: &unamesh_proto::table::Snapshot, _: &str) -> Vec<(String, Vec<String>)> {
+        Vec::new()
     }
     #[derive(Clone, Debug)]
     pub struct Rejected {

@@ -73,14 +73,22 @@ impl ChunkWriter {
         let mut writer = ChunkWriter {
             buffer: BytesMut::with_capacity(2 * 1024),
             api: answer.api,
-            head: format!("data: {{{},\"choices\":[{{\"index\":0,", answer.head(object)),
-            tail: if include_usage { "],\"usage\":null}\n\n" } else { "]}\n\n" },
+            head: format!(
+                "data: {{{},\"choices\":[{{\"index\":0,",
+                answer.head(object)
+            ),
+            tail: if include_usage {
+                "],\"usage\":null}\n\n"
+            } else {
+                "]}\n\n"
+            },
             include_usage,
             tokens: 0,
             commented: Instant::now(),
         };
         if answer.api == Api::Chat {
-            writer.raw("\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}");
+            writer
+                .raw("\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}");
         }
         writer
     }
@@ -88,12 +96,23 @@ impl ChunkWriter {
     /// Writes an event; true: it was the last.
     pub fn event(&mut self, event: &Event) -> bool {
         match event {
-            Event::Token { text, tokens, extra, .. } => {
+            Event::Token {
+                text,
+                tokens,
+                extra,
+                ..
+            } => {
                 self.tokens = self.tokens.saturating_add(*tokens);
                 self.token(text, extra);
             }
             Event::Progress { phase, done, total } => self.progress(phase.name(), *done, *total),
-            Event::PeerChanged { from, to, seam, gap, .. } => self.seam(from, to, *seam, *gap),
+            Event::PeerChanged {
+                from,
+                to,
+                seam,
+                gap,
+                ..
+            } => self.seam(from, to, *seam, *gap),
             Event::Started { .. } => {}
             Event::Done { finish, usage } => {
                 self.done(*finish, *usage);
@@ -110,7 +129,14 @@ impl ChunkWriter {
     /// The stream ended without its terminal event: never pass that on as an end.
     pub fn cut(&mut self) {
         let (delivered, reason) = (String::new(), "the stream ended early".to_owned());
-        self.failed(ClientError::Interrupted { delivered, tokens: self.tokens, reason }.into());
+        self.failed(
+            ClientError::Interrupted {
+                delivered,
+                tokens: self.tokens,
+                reason,
+            }
+            .into(),
+        );
     }
 
     /// What is to be written, if anything.
@@ -167,12 +193,16 @@ impl ChunkWriter {
             Api::Chat => "\"delta\":{}",
             Api::Completion => "\"text\":\"\"",
         };
-        self.raw(&format!("{empty},\"finish_reason\":\"{}\"}}", finish_name(finish)));
+        self.raw(&format!(
+            "{empty},\"finish_reason\":\"{}\"}}",
+            finish_name(finish)
+        ));
         if self.include_usage {
             let end = self.head.find("\"choices\"").unwrap_or(self.head.len());
             self.buffer.put_slice(&self.head.as_bytes()[..end]);
             let usage = usage_json(usage, self.tokens);
-            self.buffer.put_slice(format!("\"choices\":[],\"usage\":{usage}}}\n\n").as_bytes());
+            self.buffer
+                .put_slice(format!("\"choices\":[],\"usage\":{usage}}}\n\n").as_bytes());
         }
         self.buffer.put_slice(b"data: [DONE]\n\n");
     }
@@ -180,7 +210,8 @@ impl ChunkWriter {
     /// No `[DONE]` follows: whoever ignores the error object must not take it for an end.
     fn failed(&mut self, mut error: ApiError) {
         error.delivered_tokens = Some(self.tokens);
-        self.buffer.put_slice(format!("data: {}\n\n", error.json()).as_bytes());
+        self.buffer
+            .put_slice(format!("data: {}\n\n", error.json()).as_bytes());
     }
 
     fn seam(&mut self, from: &PeerRef, to: &PeerRef, seam: Seam, gap: Duration) {
@@ -191,7 +222,8 @@ impl ChunkWriter {
     fn progress(&mut self, phase: &str, done: u32, total: u32) {
         if self.commented.elapsed() >= COMMENT_EVERY {
             self.commented = Instant::now();
-            self.buffer.put_slice(format!(": unamesh {phase} {done}/{total}\n\n").as_bytes());
+            self.buffer
+                .put_slice(format!(": unamesh {phase} {done}/{total}\n\n").as_bytes());
         }
     }
 
@@ -229,13 +261,21 @@ impl<'a> Extra<'a> {
 
     /// The fields of the delta.
     pub fn delta(&self) -> impl Iterator<Item = (&str, &'a str)> {
-        let fields = self.0.0.iter().filter(|(key, _)| !matches!(key.as_ref(), "logprobs" | "content"));
+        let fields = self
+            .0
+            .0
+            .iter()
+            .filter(|(key, _)| !matches!(key.as_ref(), "logprobs" | "content"));
         fields.map(|(key, value)| (key.as_ref(), value.get()))
     }
 
     /// Belongs to the choice, not to its delta.
     pub fn logprobs(&self) -> Option<&'a str> {
-        self.0.0.iter().find(|(key, _)| key == "logprobs").map(|(_, value)| value.get())
+        self.0
+            .0
+            .iter()
+            .find(|(key, _)| key == "logprobs")
+            .map(|(_, value)| value.get())
     }
 }
 
@@ -249,7 +289,11 @@ pub fn finish_name(finish: FinishReason) -> &'static str {
 
 /// The `usage` object; `counted` stands in where the engine told nothing.
 pub fn usage_json(usage: Usage, counted: u32) -> String {
-    let completion = if usage.completion_tokens == 0 { counted } else { usage.completion_tokens };
+    let completion = if usage.completion_tokens == 0 {
+        counted
+    } else {
+        usage.completion_tokens
+    };
     let total = u64::from(usage.prompt_tokens) + u64::from(completion);
     format!(
         "{{\"prompt_tokens\":{},\"completion_tokens\":{completion},\"total_tokens\":{total}}}",
@@ -264,7 +308,10 @@ pub fn seam_text(from: &PeerRef, to: &PeerRef, seam: Seam, gap: Duration) -> Str
         Seam::Continued => "continued",
     };
     let (from, to) = (plain(&from.name), plain(&to.name));
-    format!("seam={seam} from={from} to={to} gap_ms={:.1}", gap.as_secs_f64() * 1e3)
+    format!(
+        "seam={seam} from={from} to={to} gap_ms={:.1}",
+        gap.as_secs_f64() * 1e3
+    )
 }
 
 /// A name for a header or a comment: visible ASCII stays, anything else is percent-encoded.
@@ -291,8 +338,17 @@ pub struct SseBody {
 
 impl SseBody {
     /// Streams `first` (already taken from `events`), then `events`.
-    pub fn new(events: BoxStream<'static, Event>, first: Option<Event>, writer: ChunkWriter) -> Self {
-        SseBody { events, writer, first, ended: false }
+    pub fn new(
+        events: BoxStream<'static, Event>,
+        first: Option<Event>,
+        writer: ChunkWriter,
+    ) -> Self {
+        SseBody {
+            events,
+            writer,
+            first,
+            ended: false,
+        }
     }
 
     /// For axum.

@@ -23,11 +23,18 @@ pub fn openai_models(snapshot: &Snapshot) -> impl Iterator<Item = Value> + '_ {
     let groups = by_name(snapshot).into_iter();
     let texts = groups.filter(|(_, found)| found.iter().any(|(_, m)| m.kind == ModelKind::Llm));
     texts.map(|(name, found)| {
-        let nodes: Vec<&str> = found.iter().map(|(peer, _)| peer.advert.name.as_str()).collect();
+        let nodes: Vec<&str> = found
+            .iter()
+            .map(|(peer, _)| peer.advert.name.as_str())
+            .collect();
         let context = found.iter().map(|(_, m)| m.context).max().unwrap_or(0);
         // The mesh does not know when a model was made; its oldest advertiser's start is stable
         // and in the past.
-        let created = found.iter().map(|(p, _)| p.advert.epoch / 1000).min().unwrap_or(0);
+        let created = found
+            .iter()
+            .map(|(p, _)| p.advert.epoch / 1000)
+            .min()
+            .unwrap_or(0);
         json!({
             "id": name,
             "object": "model",
@@ -40,13 +47,20 @@ pub fn openai_models(snapshot: &Snapshot) -> impl Iterator<Item = Value> + '_ {
 
 /// `GET /unamesh/v1/peers`.
 pub fn peers(snapshot: &Snapshot, now: Mono) -> Value {
-    snapshot.peers.iter().map(|p| peer(p, snapshot.me, now)).collect()
+    snapshot
+        .peers
+        .iter()
+        .map(|p| peer(p, snapshot.me, now))
+        .collect()
 }
 
 /// `GET /unamesh/v1/models`.
 pub fn models(snapshot: &Snapshot) -> Value {
     let all = by_name(snapshot).into_iter().map(|(name, found)| {
-        let places: Vec<Value> = found.iter().map(|(peer, model)| place(peer, model)).collect();
+        let places: Vec<Value> = found
+            .iter()
+            .map(|(peer, model)| place(peer, model))
+            .collect();
         let best = found.first().map(|(_, model)| *model);
         json!({
             "model": name,
@@ -68,14 +82,20 @@ pub fn why(
     near: &[(String, Vec<String>)],
     snapshot: &Snapshot,
 ) -> Value {
-    let ranked: Vec<Value> = ranking.ranked.iter().map(|c| candidate(c, snapshot)).collect();
+    let ranked: Vec<Value> = ranking
+        .ranked
+        .iter()
+        .map(|c| candidate(c, snapshot))
+        .collect();
     let rejected: Vec<Value> = ranking
         .rejected
         .iter()
         .map(|r| json!({"node": r.node, "name": r.name, "reason": r.reason}))
         .collect();
-    let near: Vec<Value> =
-        near.iter().map(|(name, nodes)| json!({"model": name, "peers": nodes})).collect();
+    let near: Vec<Value> = near
+        .iter()
+        .map(|(name, nodes)| json!({"model": name, "peers": nodes}))
+        .collect();
     json!({
         "model": model,
         "chosen": ranked.first(),
@@ -113,7 +133,9 @@ fn candidate(c: &Candidate, snapshot: &Snapshot) -> Value {
 }
 
 fn name_of(snapshot: &Snapshot, node: &NodeId) -> String {
-    snapshot.get(node).map_or_else(|| node.short(), |peer| peer.advert.name.clone())
+    snapshot
+        .get(node)
+        .map_or_else(|| node.short(), |peer| peer.advert.name.clone())
 }
 
 /// Where each model is, best-known place first within the order of node ids.
