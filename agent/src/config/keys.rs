@@ -19,7 +19,10 @@ pub struct Key {
 impl Key {
     /// The environment variable over it: `gateway.listen` -> `UNAMESH_GATEWAY_LISTEN`.
     pub fn variable(&self) -> String {
-        format!("UNAMESH_{}", self.path.replace('.', "_").to_ascii_uppercase())
+        format!(
+            "UNAMESH_{}",
+            self.path.replace('.', "_").to_ascii_uppercase()
+        )
     }
 
     /// `("gateway", "listen")`; the section is empty at the top.
@@ -75,23 +78,47 @@ pub const KEYS: &[Key] = keys! {
 
 /// A key of `[[engine]]`: name, meaning, default as a TOML literal.
 pub const ENGINE_KEYS: &[(&str, &str, &str)] = &[
-    ("name", "Unique on this machine; appears in tables. Required.", "\"starter\""),
+    (
+        "name",
+        "Unique on this machine; appears in tables. Required.",
+        "\"starter\"",
+    ),
     (
         "kind",
         "The API: \"auto\" (ask the engine), \"llama.cpp\", \"ollama\", \"openai\", \"vllm\", \"lmstudio\".",
         "\"auto\"",
     ),
-    ("url", "Its base URL. Required.", "\"http://127.0.0.1:8080\""),
+    (
+        "url",
+        "Its base URL. Required.",
+        "\"http://127.0.0.1:8080\"",
+    ),
     (
         "command",
         "Program and arguments: the agent starts, watches, restarts and stops it. Empty: somebody else runs it.",
         "[]",
     ),
-    ("cwd", "Working directory of the command. Absent: the agent's.", "\".\""),
+    (
+        "cwd",
+        "Working directory of the command. Absent: the agent's.",
+        "\".\"",
+    ),
     ("env", "Variables for the command.", "{}"),
-    ("slots", "Requests at the same time. 0: what the engine says, else 1.", "0"),
-    ("api_key_env", "The environment variable that holds its API key. Empty: none.", "\"\""),
-    ("health", "Path to ask for health. Empty: the API's own.", "\"\""),
+    (
+        "slots",
+        "Requests at the same time. 0: what the engine says, else 1.",
+        "0",
+    ),
+    (
+        "api_key_env",
+        "The environment variable that holds its API key. Empty: none.",
+        "\"\"",
+    ),
+    (
+        "health",
+        "Path to ask for health. Empty: the API's own.",
+        "\"\"",
+    ),
 ];
 
 /// The documented default file: every key with its meaning and default. It parses to
@@ -110,7 +137,12 @@ pub fn documented_default() -> String {
             let _ = write!(out, "\n[{of}]");
             section = of;
         }
-        let _ = write!(out, "\n{}{name} = {}\n", comment(key.doc), (key.get)(&config));
+        let _ = write!(
+            out,
+            "\n{}{name} = {}\n",
+            comment(key.doc),
+            (key.get)(&config)
+        );
     }
     out.push_str("\n# One such block for each engine that is not found by itself.\n# [[engine]]\n");
     for (name, doc, value) in ENGINE_KEYS {
@@ -170,7 +202,8 @@ impl Setting for SocketAddr {
         format!("\"{self}\"")
     }
     fn parse(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| "expected address:port, for example 127.0.0.1:11400".into())
+        text.parse()
+            .map_err(|_| "expected address:port, for example 127.0.0.1:11400".into())
     }
 }
 
@@ -180,7 +213,12 @@ impl Setting for Vec<String> {
     }
     /// Comma-separated.
     fn parse(text: &str) -> Result<Self, String> {
-        Ok(text.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect())
+        Ok(text
+            .split(',')
+            .map(str::trim)
+            .filter(|s| !s.is_empty())
+            .map(str::to_owned)
+            .collect())
     }
 }
 

@@ -73,7 +73,8 @@ pub enum ConfigError {
 }
 
 fn meant(near: Option<&str>) -> String {
-    near.map(|key| format!(" (did you mean `{key}`?)")).unwrap_or_default()
+    near.map(|key| format!(" (did you mean `{key}`?)"))
+        .unwrap_or_default()
 }
 
 impl Config {
@@ -100,11 +101,16 @@ impl Config {
         for (path, text) in &sources.flags {
             let key = KEYS.iter().find(|k| k.path == path).ok_or_else(|| {
                 let near = near::nearest(path, KEYS.iter().map(|k| k.path)).map(str::to_owned);
-                ConfigError::UnknownFlag { key: path.clone(), near }
+                ConfigError::UnknownFlag {
+                    key: path.clone(),
+                    near,
+                }
             })?;
             let origin = format!("--set {path}={text}");
-            (key.set)(&mut config, text)
-                .map_err(|message| ConfigError::Value { origin: origin.clone(), message })?;
+            (key.set)(&mut config, text).map_err(|message| ConfigError::Value {
+                origin: origin.clone(),
+                message,
+            })?;
             origins.push((key.path, origin));
         }
         config.check().map_err(|(key, message)| {
@@ -127,7 +133,12 @@ impl Config {
         let syntax = |e: toml::de::Error| {
             let (line, column) = position(text, e.span().map_or(0, |s| s.start));
             let message = e.message().trim().to_owned();
-            ConfigError::Syntax { file: file.to_owned(), line, column, message }
+            ConfigError::Syntax {
+                file: file.to_owned(),
+                line,
+                column,
+                message,
+            }
         };
         let table = DeTable::parse(text).map_err(syntax)?;
         if let Some(unknown) = unknown_key(table.get_ref()) {
@@ -143,10 +154,17 @@ impl Config {
 }
 
 fn read(file: &Path) -> Result<String, ConfigError> {
-    let fail = |reason: String| ConfigError::Read { file: file.to_owned(), reason };
-    let size = std::fs::metadata(file).map_err(|e| fail(e.to_string()))?.len();
+    let fail = |reason: String| ConfigError::Read {
+        file: file.to_owned(),
+        reason,
+    };
+    let size = std::fs::metadata(file)
+        .map_err(|e| fail(e.to_string()))?
+        .len();
     if size > MAX_FILE {
-        return Err(fail(format!("{size} bytes are too many for a configuration")));
+        return Err(fail(format!(
+            "{size} bytes are too many for a configuration"
+        )));
     }
     std::fs::read_to_string(file).map_err(|e| fail(e.to_string()))
 }
@@ -169,7 +187,11 @@ struct Unknown {
 fn unknown_key(top: &DeTable<'_>) -> Option<Unknown> {
     let sections: Vec<&str> = KEYS.iter().map(|k| k.split().0).chain(["engine"]).collect();
     let keys_of = |section: &str| -> Vec<&'static str> {
-        KEYS.iter().map(|k| k.split()).filter(|(s, _)| *s == section).map(|(_, k)| k).collect()
+        KEYS.iter()
+            .map(|k| k.split())
+            .filter(|(s, _)| *s == section)
+            .map(|(_, k)| k)
+            .collect()
     };
     for (key, value) in top {
         let name: &str = key.get_ref();
@@ -177,7 +199,11 @@ fn unknown_key(top: &DeTable<'_>) -> Option<Unknown> {
         if name == "engine" {
             let names: Vec<&str> = ENGINE_KEYS.iter().map(|(name, ..)| *name).collect();
             // Anything else than tables is left to the deserializer, which names the type.
-            let blocks = value.get_ref().as_array().into_iter().flat_map(|a| a.iter());
+            let blocks = value
+                .get_ref()
+                .as_array()
+                .into_iter()
+                .flat_map(|a| a.iter());
             for table in blocks.filter_map(|block| block.get_ref().as_table()) {
                 if let Some(unknown) = unknown_in(table, "engine", &names) {
                     return Some(unknown);
@@ -193,9 +219,15 @@ fn unknown_key(top: &DeTable<'_>) -> Option<Unknown> {
             let known = keys_of("").into_iter().chain(sections.iter().copied());
             // A key in the wrong place: say where it belongs.
             let near = near::nearest(name, known.filter(|k| !k.is_empty())).or_else(|| {
-                KEYS.iter().map(|k| k.path).find(|p| p.split('.').next_back() == Some(name))
+                KEYS.iter()
+                    .map(|k| k.path)
+                    .find(|p| p.split('.').next_back() == Some(name))
             });
-            return Some(Unknown { key: name.to_owned(), at, near: near.map(str::to_owned) });
+            return Some(Unknown {
+                key: name.to_owned(),
+                at,
+                near: near.map(str::to_owned),
+            });
         }
     }
     None

@@ -59,7 +59,10 @@ pub struct GatewayConfig {
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        GatewayConfig { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), open: false }
+        GatewayConfig {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
+            open: false,
+        }
     }
 }
 
@@ -214,7 +217,10 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        LogConfig { level: "info".into(), format: LogFormat::Text }
+        LogConfig {
+            level: "info".into(),
+            format: LogFormat::Text,
+        }
     }
 }
 
@@ -260,7 +266,11 @@ impl Config {
         }
         let host = sysinfo::System::host_name().unwrap_or_default();
         let label = host.split('.').next().unwrap_or_default().trim();
-        if label.is_empty() { "unamesh".to_owned() } else { label.to_owned() }
+        if label.is_empty() {
+            "unamesh".to_owned()
+        } else {
+            label.to_owned()
+        }
     }
 
     /// What types alone do not rule out.
@@ -294,7 +304,10 @@ impl Config {
             }
         }
         if self.serve.queue > limits::MAX_QUEUE {
-            return bad("serve.queue", format!("must be at most {}", limits::MAX_QUEUE));
+            return bad(
+                "serve.queue",
+                format!("must be at most {}", limits::MAX_QUEUE),
+            );
         }
         if !(1..=MAX_WORKERS).contains(&self.runtime.workers) {
             return bad("runtime.workers", format!("must be 1 to {MAX_WORKERS}"));
@@ -304,7 +317,10 @@ impl Config {
 
     fn check_engines(&self) -> Result<(), (String, String)> {
         if self.engine.len() > limits::MAX_ENGINES {
-            return Err(("engine".into(), format!("at most {} engines", limits::MAX_ENGINES)));
+            return Err((
+                "engine".into(),
+                format!("at most {} engines", limits::MAX_ENGINES),
+            ));
         }
         let mut names = std::collections::BTreeSet::new();
         for (at, engine) in self.engine.iter().enumerate() {
@@ -314,7 +330,10 @@ impl Config {
                 return bad("name", format!("must have 1 to {} bytes", limits::MAX_NAME));
             }
             if !names.insert(&engine.name) {
-                return bad("name", format!("{:?} is used twice; names must differ", engine.name));
+                return bad(
+                    "name",
+                    format!("{:?} is used twice; names must differ", engine.name),
+                );
             }
             match url::Url::parse(&engine.url) {
                 Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {}

@@ -21,7 +21,11 @@ fn distance(a: &str, b: &str) -> usize {
         let mut left = i + 1;
         for (j, y) in b.iter().enumerate() {
             let above = row.get(j + 1).copied().unwrap_or(usize::MAX);
-            let cost = if x == *y { diagonal } else { 1 + diagonal.min(above).min(left) };
+            let cost = if x == *y {
+                diagonal
+            } else {
+                1 + diagonal.min(above).min(left)
+            };
             if let Some(cell) = row.get_mut(j) {
                 *cell = left;
             }

@@ -14,10 +14,15 @@ fn the_documented_file_is_the_default() {
     assert_eq!(parse(&text).unwrap(), Config::default(), "{text}");
     // The commented engine block is valid too.
     let (_, engine) = text.split_once("# [[engine]]\n").unwrap();
-    let engine: String =
-        engine.lines().map(|l| format!("{}\n", l.trim_start_matches("# "))).collect();
-    let block: String =
-        engine.lines().filter(|l| l.contains(" = ")).map(|l| format!("{l}\n")).collect();
+    let engine: String = engine
+        .lines()
+        .map(|l| format!("{}\n", l.trim_start_matches("# ")))
+        .collect();
+    let block: String = engine
+        .lines()
+        .filter(|l| l.contains(" = "))
+        .map(|l| format!("{l}\n"))
+        .collect();
     let config = parse(&format!("[[engine]]\n{block}")).unwrap();
     assert_eq!(config.engine.len(), 1);
     config.check().unwrap();
@@ -27,8 +32,13 @@ fn the_documented_file_is_the_default() {
 #[test]
 fn the_list_of_keys_is_complete() {
     let mut config = Config::default();
-    config.engine.push(EngineConfig { cwd: Some(".".into()), ..Default::default() });
-    let toml::Value::Table(table) = toml::Value::try_from(&config).unwrap() else { panic!() };
+    config.engine.push(EngineConfig {
+        cwd: Some(".".into()),
+        ..Default::default()
+    });
+    let toml::Value::Table(table) = toml::Value::try_from(&config).unwrap() else {
+        panic!()
+    };
     let mut of_structs = Vec::new();
     for (name, value) in &table {
         match value {
@@ -64,8 +74,18 @@ fn an_unknown_key_is_named_with_its_line_and_the_near_one() {
         ("[mesch]\nmdns = true\n", 1, "mesch", Some("mesh")),
         ("\nmdns = true\n", 2, "mdns", Some("mesh.mdns")),
         ("[serve]\nqqqqqq = 1\n", 2, "serve.qqqqqq", None),
-        ("[[engine]]\nname = \"a\"\n[[engine]]\nur = \"b\"\n", 4, "engine.ur", Some("engine.url")),
-        ("gateway.lsten = \"x\"\n", 1, "gateway.lsten", Some("gateway.listen")),
+        (
+            "[[engine]]\nname = \"a\"\n[[engine]]\nur = \"b\"\n",
+            4,
+            "engine.ur",
+            Some("engine.url"),
+        ),
+        (
+            "gateway.lsten = \"x\"\n",
+            1,
+            "gateway.lsten",
+            Some("gateway.listen"),
+        ),
     ] {
         let expected = ConfigError::UnknownKey {
             file: "config.toml".into(),
@@ -87,20 +107,43 @@ fn an_unknown_key_is_named_with_its_line_and_the_near_one() {
 #[test]
 fn a_wrong_type_and_broken_toml_name_the_place() {
     let wrong = parse("[mesh]\nmdns = \"yes\"\n").unwrap_err();
-    assert!(matches!(wrong, ConfigError::Syntax { line: 2, column: 8, .. }), "{wrong:?}");
+    assert!(
+        matches!(
+            wrong,
+            ConfigError::Syntax {
+                line: 2,
+                column: 8,
+                ..
+            }
+        ),
+        "{wrong:?}"
+    );
     let broken = parse("[mesh]\nmdns = \n").unwrap_err();
-    assert!(matches!(broken, ConfigError::Syntax { line: 2, .. }), "{broken:?}");
+    assert!(
+        matches!(broken, ConfigError::Syntax { line: 2, .. }),
+        "{broken:?}"
+    );
     let section = parse("gateway = 3\n").unwrap_err();
-    assert!(matches!(section, ConfigError::Syntax { line: 1, .. }), "{section:?}");
+    assert!(
+        matches!(section, ConfigError::Syntax { line: 1, .. }),
+        "{section:?}"
+    );
     let address = parse("[gateway]\nlisten = \"localhost\"\n").unwrap_err();
-    assert!(matches!(address, ConfigError::Syntax { line: 2, .. }), "{address:?}");
+    assert!(
+        matches!(address, ConfigError::Syntax { line: 2, .. }),
+        "{address:?}"
+    );
 }
 
 #[test]
 fn flags_win_over_variables_and_both_over_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
-    std::fs::write(&file, "name = \"file\"\n[serve]\nqueue = 3\n[mesh]\nmdns = false\n").unwrap();
+    std::fs::write(
+        &file,
+        "name = \"file\"\n[serve]\nqueue = 3\n[mesh]\nmdns = false\n",
+    )
+    .unwrap();
     let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
     let config = Config::load(&Sources {
         file: Some(file),
@@ -123,11 +166,18 @@ fn flags_win_over_variables_and_both_over_the_file() {
 fn an_unusable_value_names_where_it_stands() {
     let load = |env: &[(&str, &str)], flags: &[(&str, &str)]| {
         let own = |pairs: &[(&str, &str)]| {
-            pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect()
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).into(), (*v).into()))
+                .collect()
         };
-        Config::load(&Sources { file: None, env: own(env), flags: own(flags) })
-            .unwrap_err()
-            .to_string()
+        Config::load(&Sources {
+            file: None,
+            env: own(env),
+            flags: own(flags),
+        })
+        .unwrap_err()
+        .to_string()
     };
     let text = load(&[("UNAMESH_MESH_MDNS", "maybe")], &[]);
     assert_eq!(text, "UNAMESH_MESH_MDNS=maybe: expected true or false");
@@ -151,12 +201,18 @@ fn engines_are_checked() {
     for (text, key) in [
         ("[[engine]]\nurl=\"http://h\"\n", "engine[0].name"),
         ("[[engine]]\nname=\"a\"\n", "engine[0].url"),
-        ("[[engine]]\nname=\"a\"\nurl=\"localhost:1\"\n", "engine[0].url"),
+        (
+            "[[engine]]\nname=\"a\"\nurl=\"localhost:1\"\n",
+            "engine[0].url",
+        ),
         (
             "[[engine]]\nname=\"a\"\nurl=\"http://h\"\n[[engine]]\nname=\"a\"\nurl=\"http://h\"\n",
             "engine[1].name",
         ),
-        ("[[engine]]\nname=\"a\"\nurl=\"http://h\"\nhealth=\"x\"\n", "engine[0].health"),
+        (
+            "[[engine]]\nname=\"a\"\nurl=\"http://h\"\nhealth=\"x\"\n",
+            "engine[0].health",
+        ),
     ] {
         assert_eq!(check(text).unwrap_err().0, key, "{text}");
     }
@@ -164,7 +220,10 @@ fn engines_are_checked() {
 
 #[test]
 fn a_missing_file_says_how_to_write_one() {
-    let sources = Sources { file: Some("/nonexistent/c.toml".into()), ..Default::default() };
+    let sources = Sources {
+        file: Some("/nonexistent/c.toml".into()),
+        ..Default::default()
+    };
     let text = Config::load(&sources).unwrap_err().to_string();
     assert!(text.contains("unamesh up --print-config"), "{text}");
 }

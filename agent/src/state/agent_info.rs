@@ -43,11 +43,15 @@ impl AgentInfo {
     /// # Errors
     /// The file exists and is unreadable.
     pub fn read(state: &StateDir) -> Result<Option<Self>, StateError> {
-        let Some(bytes) = state.read(FILE)? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|e| StateError::Corrupt {
-            path: state.file(FILE),
-            reason: e.to_string(),
-        })
+        let Some(bytes) = state.read(FILE)? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|e| StateError::Corrupt {
+                path: state.file(FILE),
+                reason: e.to_string(),
+            })
     }
 
     /// The agent ends.

@@ -81,7 +81,10 @@ impl StateDir {
             Ok(()) => Ok(Some(StateLock { _file: file })),
             Err(TryLockError::WouldBlock) => {
                 let pid = AgentInfo::read(self).ok().flatten().map(|agent| agent.pid);
-                Err(StateError::Locked { dir: self.path().to_owned(), pid })
+                Err(StateError::Locked {
+                    dir: self.path().to_owned(),
+                    pid,
+                })
             }
             Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => Ok(None),
             Err(TryLockError::Error(e)) => Err(StateError::of(&path, &e)),
@@ -106,9 +109,14 @@ impl StateDir {
             Err(e) => return Err(StateError::of(&path, &e)),
         };
         let mut bytes = Vec::new();
-        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| StateError::of(&path, &e))?;
+        file.take(MAX_FILE + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| StateError::of(&path, &e))?;
         if bytes.len() as u64 > MAX_FILE {
-            return Err(StateError::Corrupt { path, reason: "far too large".into() });
+            return Err(StateError::Corrupt {
+                path,
+                reason: "far too large".into(),
+            });
         }
         Ok(Some(bytes))
     }
@@ -163,7 +171,10 @@ impl StateDir {
             Err(_) => 0,
         };
         let epoch = now.as_millis().max(last.saturating_add(1));
-        (epoch, self.write("epoch", epoch.to_string().as_bytes()).err())
+        (
+            epoch,
+            self.write("epoch", epoch.to_string().as_bytes()).err(),
+        )
     }
 
     /// Reads a JSON file that is only worth having. A damaged one is moved to `name.damaged`

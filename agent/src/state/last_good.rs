@@ -30,14 +30,22 @@ impl LastGood {
     pub fn load(state: &StateDir) -> Self {
         let mut peers: BTreeMap<String, Entry> = state.read_or_fresh(FILE).unwrap_or_default();
         peers.retain(|node, _| node.parse::<NodeId>().is_ok());
-        let mut this = LastGood { state: Some(state.clone()), peers, changed: false };
+        let mut this = LastGood {
+            state: Some(state.clone()),
+            peers,
+            changed: false,
+        };
         this.bound();
         this
     }
 
     /// Nothing remembered, nothing kept.
     pub fn in_memory() -> Self {
-        LastGood { state: None, peers: BTreeMap::new(), changed: false }
+        LastGood {
+            state: None,
+            peers: BTreeMap::new(),
+            changed: false,
+        }
     }
 
     /// `node` answered at `addr`.
@@ -74,7 +82,9 @@ impl LastGood {
     /// # Errors
     /// Nothing is lost while the agent runs; the next call tries again.
     pub fn save(&mut self) -> Result<(), StateError> {
-        let Some(state) = self.state.as_ref().filter(|_| self.changed) else { return Ok(()) };
+        let Some(state) = self.state.as_ref().filter(|_| self.changed) else {
+            return Ok(());
+        };
         let bytes = serde_json::to_vec(&self.peers).map_err(|e| StateError::Corrupt {
             path: state.file(FILE),
             reason: e.to_string(),
@@ -89,7 +99,11 @@ impl LastGood {
             entry.addrs.truncate(limits::MAX_PATHS);
         }
         while self.peers.len() > limits::MAX_PEERS {
-            let oldest = self.peers.iter().min_by_key(|(_, e)| e.seen_ms).map(|(k, _)| k.clone());
+            let oldest = self
+                .peers
+                .iter()
+                .min_by_key(|(_, e)| e.seen_ms)
+                .map(|(k, _)| k.clone());
             let Some(oldest) = oldest else { break };
             self.peers.remove(&oldest);
         }

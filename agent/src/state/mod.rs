@@ -60,7 +60,9 @@ pub enum StateError {
         reason: String,
     },
     /// The system does not say where this user's data belongs.
-    #[error("this user has no home directory: choose a directory with --state DIR or UNAMESH_STATE")]
+    #[error(
+        "this user has no home directory: choose a directory with --state DIR or UNAMESH_STATE"
+    )]
     NoHome,
     /// Anything else that the system reports.
     #[error("{}: {reason}", path.display())]
@@ -80,7 +82,10 @@ impl StateError {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StateError::Full(path),
             ErrorKind::ReadOnlyFilesystem => StateError::ReadOnly(path),
             ErrorKind::PermissionDenied => StateError::Denied(path),
-            _ => StateError::Io { path, reason: error.to_string() },
+            _ => StateError::Io {
+                path,
+                reason: error.to_string(),
+            },
         }
     }
 }

@@ -20,7 +20,9 @@ impl AdminToken {
     /// # Errors
     /// The file is unreadable or holds no token.
     pub fn load(state: &StateDir) -> Result<Option<Self>, StateError> {
-        let Some(bytes) = state.read(FILE)? else { return Ok(None) };
+        let Some(bytes) = state.read(FILE)? else {
+            return Ok(None);
+        };
         let text = String::from_utf8(bytes).unwrap_or_default();
         let token = text.trim();
         match BASE32_NOPAD.decode(token.to_ascii_uppercase().as_bytes()) {
@@ -44,10 +46,12 @@ impl AdminToken {
             return Ok((token, None));
         }
         let mut random = [0; BYTES];
-        rand::rngs::OsRng.try_fill_bytes(&mut random).map_err(|e| StateError::Io {
-            path: state.file(FILE),
-            reason: format!("no random numbers: {e}"),
-        })?;
+        rand::rngs::OsRng
+            .try_fill_bytes(&mut random)
+            .map_err(|e| StateError::Io {
+                path: state.file(FILE),
+                reason: format!("no random numbers: {e}"),
+            })?;
         let token = AdminToken(BASE32_NOPAD.encode(&random).to_ascii_lowercase());
         random.zeroize();
         let unwritten = state.write(FILE, token.0.as_bytes()).err();

@@ -4,13 +4,13 @@
 //! and writes it down: at most every [`SAVE_EVERY`] and when the agent ends, never on the
 //! path of a token.
 
+use super::pending::Speed;
 use super::{StateDir, StateError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use super::pending::Speed;
 use unamesh_proto::wire::Stats;
 use unamesh_proto::{Wall, limits};
 
@@ -58,22 +58,37 @@ impl SpeedStore {
     /// What `state` remembers; a damaged file is moved away and measuring starts afresh.
     pub fn load(state: &StateDir) -> Arc<Self> {
         let rows: Vec<Row> = state.read_or_fresh(FILE).unwrap_or_default();
-        let entries = rows.into_iter().map(|row| ((row.engine, row.model), row.entry)).collect();
-        let mut inner = Inner { entries, changed: false };
+        let entries = rows
+            .into_iter()
+            .map(|row| ((row.engine, row.model), row.entry))
+            .collect();
+        let mut inner = Inner {
+            entries,
+            changed: false,
+        };
         inner.bound();
-        Arc::new(SpeedStore { state: Some(state.clone()), inner: Mutex::new(inner) })
+        Arc::new(SpeedStore {
+            state: Some(state.clone()),
+            inner: Mutex::new(inner),
+        })
     }
 
     /// Measures, keeps nothing.
     pub fn in_memory() -> Arc<Self> {
-        Arc::new(SpeedStore { state: None, inner: Mutex::default() })
+        Arc::new(SpeedStore {
+            state: None,
+            inner: Mutex::default(),
+        })
     }
 
     /// Adds samples to the entry of `model` on `engine` (its name, which outlives indices):
     /// `store.observe(engine, model, now, |s| s.observe_ttft(prompt_tokens, ttft, now))`.
     pub fn observe(&self, engine: &str, model: &str, now: Wall, add: impl FnOnce(&mut Speed)) {
         let mut inner = self.lock();
-        let entry = inner.entries.entry((engine.to_owned(), model.to_owned())).or_default();
+        let entry = inner
+            .entries
+            .entry((engine.to_owned(), model.to_owned()))
+            .or_default();
         add(&mut entry.speed);
         entry.at_ms = now.as_millis();
         inner.changed = true;
@@ -84,7 +99,11 @@ impl SpeedStore {
     pub fn stats(&self, engine: &str, model: &str, now: Wall) -> Stats {
         let inner = self.lock();
         let key = (engine.to_owned(), model.to_owned());
-        inner.entries.get(&key).map(|entry| entry.speed.stats(now)).unwrap_or_default()
+        inner
+            .entries
+            .get(&key)
+            .map(|entry| entry.speed.stats(now))
+            .unwrap_or_default()
     }
 
     /// Writes the measurements down, if there are new ones. Blocks on the disk.
@@ -92,7 +111,9 @@ impl SpeedStore {
     /// # Errors
     /// Nothing is lost while the agent runs; the next call tries again.
     pub fn save(&self) -> Result<(), StateError> {
-        let Some(state) = &self.state else { return Ok(()) };
+        let Some(state) = &self.state else {
+            return Ok(());
+        };
         let bytes = {
             let mut inner = self.lock();
             if !std::mem::take(&mut inner.changed) {
@@ -111,7 +132,10 @@ impl SpeedStore {
         };
         let path = state.file(FILE);
         let written = bytes
-            .map_err(|e| StateError::Corrupt { path, reason: e.to_string() })
+            .map_err(|e| StateError::Corrupt {
+                path,
+                reason: e.to_string(),
+            })
             .and_then(|bytes| state.write(FILE, &bytes));
         if written.is_err() {
             self.lock().changed = true;
@@ -151,7 +175,11 @@ impl SpeedStore {
 impl Inner {
     fn bound(&mut self) {
         while self.entries.len() > MAX_ENTRIES {
-            let oldest = self.entries.iter().min_by_key(|(_, e)| e.at_ms).map(|(k, _)| k.clone());
+            let oldest = self
+                .entries
+                .iter()
+                .min_by_key(|(_, e)| e.at_ms)
+                .map(|(k, _)| k.clone());
             let Some(oldest) = oldest else { break };
             self.entries.remove(&oldest);
         }

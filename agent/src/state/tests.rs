@@ -51,7 +51,10 @@ fn one_agent_a_directory() {
     info.write(&state).unwrap();
     assert_eq!(AgentInfo::read(&state).unwrap().unwrap(), info);
     let refused = state.lock().unwrap_err();
-    let expected = StateError::Locked { dir: state.path().to_owned(), pid: Some(4711) };
+    let expected = StateError::Locked {
+        dir: state.path().to_owned(),
+        pid: Some(4711),
+    };
     assert_eq!(refused, expected);
     assert!(refused.to_string().contains("process 4711"), "{refused}");
     drop(lock);
@@ -79,10 +82,15 @@ fn the_token_is_made_once_and_never_shown() {
     assert_eq!(unwritten, None);
     let (again, _) = AdminToken::load_or_create(&state).unwrap();
     assert!(again.matches(token.reveal()));
-    assert!(!again.matches("") && !again.matches(&token.reveal().replace(&token.reveal()[..1], "_")));
+    assert!(
+        !again.matches("") && !again.matches(&token.reveal().replace(&token.reveal()[..1], "_"))
+    );
     assert!(!format!("{token:?}").contains(token.reveal()));
     state.write("admin.token", b"short").unwrap();
-    assert!(matches!(AdminToken::load(&state), Err(StateError::Corrupt { .. })));
+    assert!(matches!(
+        AdminToken::load(&state),
+        Err(StateError::Corrupt { .. })
+    ));
 }
 
 /// `/dev/full` refuses every byte with ENOSPC, as a full disk does.
@@ -90,7 +98,10 @@ fn the_token_is_made_once_and_never_shown() {
 #[test]
 fn a_full_disk_says_what_to_do() {
     use std::io::Write;
-    let mut full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
     let error = full.write_all(b"x").unwrap_err();
     let error = StateError::of(std::path::Path::new("/s/speeds.json"), &error);
     assert_eq!(error, StateError::Full("/s/speeds.json".into()));
@@ -108,7 +119,11 @@ fn without_a_writable_directory_the_agent_goes_on() {
     assert_eq!(epoch, 9);
     assert!(error.is_some());
     let mut good = LastGood::load(&state);
-    good.worked(NodeId([1; 32]), "10.0.0.1:1".parse().unwrap(), Wall::from_millis(1));
+    good.worked(
+        NodeId([1; 32]),
+        "10.0.0.1:1".parse().unwrap(),
+        Wall::from_millis(1),
+    );
     assert!(good.save().is_err());
     assert_eq!(good.candidates().len(), 1);
 }
@@ -118,9 +133,19 @@ fn read_only_and_forbidden_are_told_apart() {
     use std::io::{Error, ErrorKind};
     let path = std::path::Path::new("/s/x");
     let of = |kind: ErrorKind| StateError::of(path, &Error::from(kind));
-    assert_eq!(of(ErrorKind::ReadOnlyFilesystem), StateError::ReadOnly(path.into()));
-    assert_eq!(of(ErrorKind::PermissionDenied), StateError::Denied(path.into()));
-    assert!(of(ErrorKind::PermissionDenied).to_string().contains("chown"));
+    assert_eq!(
+        of(ErrorKind::ReadOnlyFilesystem),
+        StateError::ReadOnly(path.into())
+    );
+    assert_eq!(
+        of(ErrorKind::PermissionDenied),
+        StateError::Denied(path.into())
+    );
+    assert!(
+        of(ErrorKind::PermissionDenied)
+            .to_string()
+            .contains("chown")
+    );
 }
 
 #[test]
@@ -140,7 +165,10 @@ fn last_good_addresses_come_back_newest_first() {
     let candidates = good.candidates();
     assert_eq!(candidates.len(), 2 + limits::MAX_PATHS);
     assert_eq!(candidates[0], (b, addr(119)));
-    assert_eq!(candidates[limits::MAX_PATHS..], [(a, addr(2)), (a, addr(1))]);
+    assert_eq!(
+        candidates[limits::MAX_PATHS..],
+        [(a, addr(2)), (a, addr(1))]
+    );
 
     state.write("peers.json", b"{rubbish").unwrap();
     assert!(LastGood::load(&state).candidates().is_empty());
@@ -154,8 +182,12 @@ fn speeds_survive_a_restart_and_stay_bounded() {
     let now = Wall::from_millis(1_000_000);
     let store = SpeedStore::load(&state);
     assert_eq!(store.stats("e", "m", now).samples, 0);
-    store.observe("e", "m", now, |s| s.observe_ttft(100, Duration::from_millis(80), now));
-    store.observe("e", "m", now, |s| s.observe_itl(Duration::from_millis(20), now));
+    store.observe("e", "m", now, |s| {
+        s.observe_ttft(100, Duration::from_millis(80), now)
+    });
+    store.observe("e", "m", now, |s| {
+        s.observe_itl(Duration::from_millis(20), now)
+    });
     let before = store.stats("e", "m", now);
     assert!(before.samples > 0 && before.itl_ms > 0.0);
     store.save().unwrap();
@@ -171,11 +203,18 @@ fn speeds_survive_a_restart_and_stay_bounded() {
         });
     }
     store.save().unwrap();
-    assert_eq!(store.stats("e", "m", later).samples, 0, "the oldest made room");
+    assert_eq!(
+        store.stats("e", "m", later).samples,
+        0,
+        "the oldest made room"
+    );
     assert!(state.read("speeds.json").unwrap().unwrap().len() < 1 << 20);
 
     state.write("speeds.json", b"[{]").unwrap();
-    assert_eq!(SpeedStore::load(&state).stats("e", "m2999", later).samples, 0);
+    assert_eq!(
+        SpeedStore::load(&state).stats("e", "m2999", later).samples,
+        0
+    );
 }
 
 #[tokio::test]
@@ -185,7 +224,9 @@ async fn speeds_are_saved_when_the_agent_ends() {
     let store = SpeedStore::load(&state);
     let stop = tokio_util::sync::CancellationToken::new();
     let saver = tokio::spawn(std::sync::Arc::clone(&store).keep_saved(stop.clone()));
-    store.observe("e", "m", now, |s| s.observe_itl(std::time::Duration::from_millis(3), now));
+    store.observe("e", "m", now, |s| {
+        s.observe_itl(std::time::Duration::from_millis(3), now)
+    });
     stop.cancel();
     saver.await.unwrap();
     assert!(SpeedStore::load(&state).stats("e", "m", now).samples > 0);
