@@ -54,6 +54,12 @@ pub const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 pub const MAX_INCOMING_BYTES: u64 = 64 * 1024;
 /// The same for all of them.
 pub const MAX_INCOMING_BYTES_TOTAL: u64 = 4 * 1024 * 1024;
+/// Invitations open at once: more means that somebody left a script running.
+pub const MAX_INVITES: usize = 16;
+/// Devices that one invitation may admit.
+pub const MAX_INVITE_USES: u32 = 64;
+/// Handshakes and requests at the joining endpoint at once; more are refused unanswered.
+pub const MAX_JOINS: usize = 8;
 /// Generations that an agent runs or keeps for reattachment at once.
 pub const MAX_GENERATIONS: usize = 2048;
 /// Requests that wait for a slot of one engine; beyond it the answer is `busy`.

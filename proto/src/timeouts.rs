@@ -59,6 +59,10 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
 pub const IDLE: Duration = Duration::from_secs(4);
 /// A goodbye is repeated after this, twice, in case a datagram was lost.
 pub const GOODBYE_REPEAT: Duration = Duration::from_millis(20);
+/// One device's whole joining, handshake included: a phone on weak Wi-Fi makes it in one.
+pub const JOIN: Duration = Duration::from_secs(5);
+/// The longest that an invitation stays open: nobody should find one in a chat a week later.
+pub const INVITE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A shutdown waits this long for tasks and running streams before it gives up on them.
 pub const SHUTDOWN: Duration = Duration::from_secs(5);
 /// A warm slot: how often engines are asked for health and models.

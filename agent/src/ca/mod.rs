@@ -1,1 +1,108 @@
-//! (being written)
+//! The mesh's certificate authority, and how new devices become members.
+//!
+//! The node that ran `unamesh init` holds the CA ([`Ca`]) beside its own key. Everybody else
+//! holds a certificate from it. A device joins in four steps: the owner runs `unamesh
+//! invite` ([`Invites`]), carries the
+//! link to the device, the device sends the link's secret and the public half of its new key,
+//! and gets a certificate back. Its private key never leaves it. The link pins the CA by its
+//! SHA-256, so that neither side trusts the network in between.
+
+mod authority;
+mod invites;
+
+pub use authority::{BACKDATE, Ca, VALIDITY};
+pub use invites::{Invites, OpenError, Refused};
+
+use std::path::{Path, PathBuf};
+use unamesh_client::identity::{Credentials, IdentityError, MemberError, NodeKey};
+use unamesh_proto::Wall;
+use unamesh_proto::wire::Role;
+
+/// The CA's directory within the state directory.
+pub const CA_DIR: &str = "ca";
+
+/// Why the CA did not do it. Nothing was written or issued.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// There is a CA already.
+    #[error("{0} exists: this node founded a mesh already (another one needs its own --state)")]
+    Exists(PathBuf),
+    /// This node holds no CA.
+    #[error("{0} does not exist: only the node that ran `unamesh init` can invite")]
+    Absent(PathBuf),
+    /// Key and certificate are of different CAs.
+    #[error("ca.key and ca.crt in {0} do not belong together: restore both from one backup")]
+    Mismatch(PathBuf),
+    /// This node is a member already.
+    #[error("{0} is a member of the mesh {1:?} already (another mesh needs its own --state)")]
+    Paired(PathBuf, String),
+    /// A role that this version does not know.
+    #[error("no certificate can carry the role {0}")]
+    Role(Role),
+    /// The disk said no.
+    #[error("{path}: {source}")]
+    Io {
+        /// What was read or written.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The operating system gave no random numbers.
+    #[error("the operating system gave no random numbers")]
+    Random,
+    /// A key or certificate could not be made or read.
+    #[error("certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// The node's own papers could not be written.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The CA issued what the node itself refuses: a bug, or memory errors.
+    #[error(transparent)]
+    Member(#[from] MemberError),
+}
+
+/// Founds a mesh in the state directory `state`: this node's key, the CA, and an admin
+/// certificate of its own. An existing node key is kept.
+///
+/// # Errors
+/// The node is a member or founder already, or the directory cannot be written.
+pub fn init(
+    state: &Path,
+    mesh_name: &str,
+    node_name: &str,
+    now: Wall,
+) -> Result<Credentials, CaError> {
+    if let Ok(existing) = Credentials::load(state) {
+        return Err(CaError::Paired(state.to_owned(), existing.mesh_name));
+    }
+    let key = NodeKey::load_or_create(&state.join("node.key"))?;
+    let ca = Ca::create(&state.join(CA_DIR), now)?;
+    let certificate = ca.issue(key.id(), Role::Admin, node_name, now)?;
+    let credentials =
+        Credentials::new(key, certificate, ca.certificate().to_vec(), mesh_name.to_owned())?;
+    credentials.save(state)?;
+    Ok(credentials)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use unamesh_client::clock;
+    use unamesh_client::identity::verify_member;
+
+    #[test]
+    fn founds_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = init(dir.path(), "home", "desk", clock::wall()).unwrap();
+        let read = Credentials::load(dir.path()).unwrap();
+        assert_eq!(read.key.id(), made.key.id());
+        assert_eq!(read.mesh, Ca::load(&dir.path().join(CA_DIR)).unwrap().mesh());
+        let member = verify_member(&read.certificate, &read.ca, clock::wall()).unwrap();
+        assert_eq!((member.node, member.role), (made.key.id(), Role::Admin));
+        assert!(matches!(
+            init(dir.path(), "home", "desk", clock::wall()),
+            Err(CaError::Paired(_, name)) if name == "home"
+        ));
+    }
+}
