@@ -53,7 +53,11 @@ impl Ca {
         }
         let key = KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
         let issuer = ca_params(now)?.self_signed(&key)?;
-        let ca = Ca { der: issuer.der().to_vec(), issuer, key };
+        let ca = Ca {
+            der: issuer.der().to_vec(),
+            issuer,
+            key,
+        };
         ca.write(dir)?;
         Ok(ca)
     }
@@ -96,17 +100,30 @@ impl Ca {
     ///
     /// # Errors
     /// The role is one of a later version, or signing failed.
-    pub fn issue(&self, node: NodeId, role: Role, name: &str, now: Wall) -> Result<Vec<u8>, CaError> {
+    pub fn issue(
+        &self,
+        node: NodeId,
+        role: Role,
+        name: &str,
+        now: Wall,
+    ) -> Result<Vec<u8>, CaError> {
         if matches!(role, Role::Unknown(_)) {
             return Err(CaError::Role(role));
         }
         let mut params = params(common_name(name, &node), now, VALIDITY)?;
-        for dns in [node.dns_name(), format!("{}.role.{DNS_SUFFIX}", role.name())] {
-            params.subject_alt_names.push(SanType::DnsName(dns.try_into()?));
+        for dns in [
+            node.dns_name(),
+            format!("{}.role.{DNS_SUFFIX}", role.name()),
+        ] {
+            params
+                .subject_alt_names
+                .push(SanType::DnsName(dns.try_into()?));
         }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&NodePublicKey(node), &self.issuer, &self.key)?;
         Ok(certificate.der().to_vec())
@@ -114,7 +131,10 @@ impl Ca {
 
     fn write(&self, dir: &Path) -> Result<(), CaError> {
         let fresh = dir.with_extension(format!("new-{}", std::process::id()));
-        let io = |source| CaError::Io { path: dir.to_owned(), source };
+        let io = |source| CaError::Io {
+            path: dir.to_owned(),
+            source,
+        };
         let written = (|| {
             private_dir(&fresh)?;
             let pkcs8 = Zeroizing::new(self.key.serialize_der());
@@ -165,7 +185,9 @@ fn params(name: String, now: Wall, validity: Duration) -> Result<CertificatePara
     // rcgen would derive the serial from the key, and a renewed certificate would share its
     // predecessor's: a revocation list could not tell them apart.
     let mut serial = [0; 16];
-    rand::rngs::OsRng.try_fill_bytes(&mut serial).map_err(|_| CaError::Random)?;
+    rand::rngs::OsRng
+        .try_fill_bytes(&mut serial)
+        .map_err(|_| CaError::Random)?;
     serial[0] = (serial[0] & 0x7f) | 0x01;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     Ok(params)
@@ -177,7 +199,11 @@ fn common_name(name: &str, node: &NodeId) -> String {
     while text.len() > MAX_COMMON_NAME {
         text.pop();
     }
-    if text.trim().is_empty() { node.short() } else { text }
+    if text.trim().is_empty() {
+        node.short()
+    } else {
+        text
+    }
 }
 
 /// Whether the CA certificate is of this key. The public key stands in it verbatim, and 32
@@ -232,7 +258,9 @@ mod tests {
     fn certificates_bridge_a_day_of_clock_error_and_end() {
         let (_dir, ca) = ca();
         let now = clock::wall();
-        let der = ca.issue(NodeKey::generate().id(), Role::Agent, "n", now).unwrap();
+        let der = ca
+            .issue(NodeKey::generate().id(), Role::Agent, "n", now)
+            .unwrap();
         let at = |ms: i64| {
             let wall = Wall::from_millis(now.as_millis().saturating_add_signed(ms));
             verify_member(&der, ca.certificate(), wall)
@@ -251,13 +279,20 @@ mod tests {
         assert_eq!(again.mesh(), ca.mesh());
         let node = NodeKey::generate().id();
         let der = again.issue(node, Role::Agent, "", clock::wall()).unwrap();
-        assert_eq!(verify_member(&der, ca.certificate(), clock::wall()).unwrap().node, node);
+        assert_eq!(
+            verify_member(&der, ca.certificate(), clock::wall())
+                .unwrap()
+                .node,
+            node
+        );
     }
 
     #[test]
     fn foreign_ca_with_the_same_name_is_refused() {
         let ((_a, ours), (_b, theirs)) = (ca(), ca());
-        let der = theirs.issue(NodeKey::generate().id(), Role::Admin, "x", clock::wall()).unwrap();
+        let der = theirs
+            .issue(NodeKey::generate().id(), Role::Admin, "x", clock::wall())
+            .unwrap();
         assert!(verify_member(&der, ours.certificate(), clock::wall()).is_err());
     }
 
@@ -273,8 +308,14 @@ mod tests {
     fn never_overwrites_and_names_what_is_missing() {
         let (dir, _ca) = ca();
         let path = dir.path().join("ca");
-        assert!(matches!(Ca::create(&path, clock::wall()), Err(CaError::Exists(_))));
-        assert!(matches!(Ca::load(&dir.path().join("none")), Err(CaError::Absent(_))));
+        assert!(matches!(
+            Ca::create(&path, clock::wall()),
+            Err(CaError::Exists(_))
+        ));
+        assert!(matches!(
+            Ca::load(&dir.path().join("none")),
+            Err(CaError::Absent(_))
+        ));
         let other = Ca::create(&dir.path().join("other"), clock::wall()).unwrap();
         fs::write(path.join("ca.crt"), other.certificate()).unwrap();
         assert!(matches!(Ca::load(&path), Err(CaError::Mismatch(_))));
@@ -285,7 +326,12 @@ mod tests {
     fn the_key_is_for_its_owner_alone() {
         use std::os::unix::fs::PermissionsExt;
         let (dir, _ca) = ca();
-        let mode = |p: &str| fs::metadata(dir.path().join(p)).unwrap().permissions().mode();
+        let mode = |p: &str| {
+            fs::metadata(dir.path().join(p))
+                .unwrap()
+                .permissions()
+                .mode()
+        };
         assert_eq!(mode("ca/ca.key") & 0o777, 0o600);
         assert_eq!(mode("ca") & 0o777, 0o700);
     }

@@ -74,10 +74,18 @@ impl Invites {
             return Err(OpenError::TooMany);
         }
         let mut secret = [0; 32];
-        rand::rngs::OsRng.try_fill_bytes(&mut secret).map_err(|_| OpenError::Random)?;
+        rand::rngs::OsRng
+            .try_fill_bytes(&mut secret)
+            .map_err(|_| OpenError::Random)?;
         let digest = Sha256::digest(secret).into();
         let admitted = Vec::new();
-        self.entries.push(Entry { digest, role, expires: now + valid_for, uses, admitted });
+        self.entries.push(Entry {
+            digest,
+            role,
+            expires: now + valid_for,
+            uses,
+            admitted,
+        });
         Ok(secret)
     }
 
@@ -140,8 +148,15 @@ mod tests {
         assert_eq!(invites.redeem(&secret, node(1), now), Ok(Role::Client));
         assert_eq!(invites.redeem(&secret, node(2), now), Ok(Role::Client));
         assert_eq!(invites.redeem(&secret, node(3), now), Err(Refused));
-        assert_eq!(invites.redeem(&secret, node(1), now), Ok(Role::Client), "lost its reply");
-        assert!(!invites.any_open(now + 2 * JOIN), "used up: closes long before its time");
+        assert_eq!(
+            invites.redeem(&secret, node(1), now),
+            Ok(Role::Client),
+            "lost its reply"
+        );
+        assert!(
+            !invites.any_open(now + 2 * JOIN),
+            "used up: closes long before its time"
+        );
     }
 
     #[test]
@@ -168,7 +183,10 @@ mod tests {
         for _ in 0..MAX_INVITES {
             invites.open(Role::Agent, MINUTE, 1, now).unwrap();
         }
-        assert_eq!(invites.open(Role::Agent, MINUTE, 1, now), Err(OpenError::TooMany));
+        assert_eq!(
+            invites.open(Role::Agent, MINUTE, 1, now),
+            Err(OpenError::TooMany)
+        );
         invites.open(Role::Agent, MINUTE, 1, now + MINUTE).unwrap();
     }
 }

@@ -78,8 +78,12 @@ pub fn init(
     let key = NodeKey::load_or_create(&state.join("node.key"))?;
     let ca = Ca::create(&state.join(CA_DIR), now)?;
     let certificate = ca.issue(key.id(), Role::Admin, node_name, now)?;
-    let credentials =
-        Credentials::new(key, certificate, ca.certificate().to_vec(), mesh_name.to_owned())?;
+    let credentials = Credentials::new(
+        key,
+        certificate,
+        ca.certificate().to_vec(),
+        mesh_name.to_owned(),
+    )?;
     credentials.save(state)?;
     Ok(credentials)
 }
@@ -97,7 +101,10 @@ mod tests {
         let made = init(dir.path(), "home", "desk", clock::wall()).unwrap();
         let read = Credentials::load(dir.path()).unwrap();
         assert_eq!(read.key.id(), made.key.id());
-        assert_eq!(read.mesh, Ca::load(&dir.path().join(CA_DIR)).unwrap().mesh());
+        assert_eq!(
+            read.mesh,
+            Ca::load(&dir.path().join(CA_DIR)).unwrap().mesh()
+        );
         let member = verify_member(&read.certificate, &read.ca, clock::wall()).unwrap();
         assert_eq!((member.node, member.role), (made.key.id(), Role::Admin));
         assert!(matches!(

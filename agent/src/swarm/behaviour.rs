@@ -51,10 +51,20 @@ pub(super) fn listen(
     let mut tries = if port == 0 { PORT_TRIES } else { 1 };
     loop {
         tries -= 1;
-        let chosen = if port == 0 { free_port().map_err(|e| bind(e.to_string()))? } else { port };
+        let chosen = if port == 0 {
+            free_port().map_err(|e| bind(e.to_string()))?
+        } else {
+            port
+        };
         // Without IPv6 in the kernel IPv4 alone will do, and the other way round.
-        let v4 = swarm.listen_on(multiaddr(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), chosen)));
-        let v6 = swarm.listen_on(multiaddr(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), chosen)));
+        let v4 = swarm.listen_on(multiaddr(SocketAddr::new(
+            Ipv4Addr::UNSPECIFIED.into(),
+            chosen,
+        )));
+        let v6 = swarm.listen_on(multiaddr(SocketAddr::new(
+            Ipv6Addr::UNSPECIFIED.into(),
+            chosen,
+        )));
         match (v4, v6) {
             (Err(e), Err(_)) if tries == 0 => return Err(bind(e.to_string())),
             (Err(_), Err(_)) => {}
@@ -69,7 +79,10 @@ pub(super) fn multiaddr(addr: SocketAddr) -> Multiaddr {
         IpAddr::V4(v4) => Protocol::Ip4(v4),
         IpAddr::V6(v6) => Protocol::Ip6(v6),
     };
-    Multiaddr::empty().with(ip).with(Protocol::Udp(addr.port())).with(Protocol::QuicV1)
+    Multiaddr::empty()
+        .with(ip)
+        .with(Protocol::Udp(addr.port()))
+        .with(Protocol::QuicV1)
 }
 
 fn build(key: &NodeKey, mesh: &MeshId) -> Result<libp2p::Swarm<Behaviour>, SwarmError> {

@@ -61,7 +61,15 @@ impl Driver {
         inbox: mpsc::Sender<(Advert, SignedAdvert)>,
     ) -> Driver {
         let (links, unsent) = (HashMap::new(), None);
-        Driver { swarm, me, topic: topic(mesh), judge, inbox, links, unsent }
+        Driver {
+            swarm,
+            me,
+            topic: topic(mesh),
+            judge,
+            inbox,
+            links,
+            unsent,
+        }
     }
 
     pub(super) async fn run(
@@ -102,7 +110,11 @@ impl Driver {
             let Some(peer) = peer_id(node) else { continue };
             present.insert(peer);
             self.swarm.behaviour_mut().gate.allow_peer(peer);
-            let addrs: Vec<Multiaddr> = addrs.iter().filter(|a| dialable(a)).map(|a| multiaddr(*a)).collect();
+            let addrs: Vec<Multiaddr> = addrs
+                .iter()
+                .filter(|a| dialable(a))
+                .map(|a| multiaddr(*a))
+                .collect();
             let ours = self.me < *node;
             let link = self.links.entry(peer).or_insert_with(|| Link {
                 addrs: Vec::new(),
@@ -129,7 +141,11 @@ impl Driver {
     }
 
     fn next_dial(&self) -> Option<Instant> {
-        self.links.values().filter(|l| l.needs_dial()).map(|l| l.dial_at).min()
+        self.links
+            .values()
+            .filter(|l| l.needs_dial())
+            .map(|l| l.dial_at)
+            .min()
     }
 
     fn dial_due(&mut self, now: Instant) {
@@ -139,7 +155,9 @@ impl Driver {
             }
             link.dial_at = now + link.backoff;
             link.backoff = (link.backoff * 2).min(REDIAL_MAX);
-            let options = DialOpts::peer_id(*peer).addresses(link.addrs.clone()).build();
+            let options = DialOpts::peer_id(*peer)
+                .addresses(link.addrs.clone())
+                .build();
             if let Err(e) = self.swarm.dial(options) {
                 trace!(%peer, error = %e, "no gossip dial");
             }
@@ -147,7 +165,11 @@ impl Driver {
     }
 
     fn publish(&mut self, advert: Vec<u8>) {
-        let sent = self.swarm.behaviour_mut().gossip.publish(self.topic.clone(), advert.clone());
+        let sent = self
+            .swarm
+            .behaviour_mut()
+            .gossip
+            .publish(self.topic.clone(), advert.clone());
         self.unsent = match sent {
             Ok(_) | Err(PublishError::Duplicate) => None,
             Err(PublishError::NoPeersSubscribedToTopic | PublishError::AllQueuesFull(_)) => {
@@ -168,13 +190,14 @@ impl Driver {
                 message,
             })) => {
                 let acceptance = self.take(&message.data);
-                self.swarm.behaviour_mut().gossip.report_message_validation_result(
-                    &message_id,
-                    &propagation_source,
-                    acceptance,
-                );
+                self.swarm
+                    .behaviour_mut()
+                    .gossip
+                    .report_message_validation_result(&message_id, &propagation_source, acceptance);
             }
-            SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Subscribed { .. })) => {
+            SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Subscribed {
+                ..
+            })) => {
                 if let Some(advert) = self.unsent.take() {
                     self.publish(advert);
                 }
@@ -186,7 +209,12 @@ impl Driver {
                     link.backoff = REDIAL_MIN;
                 }
             }
-            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
+            SwarmEvent::ConnectionClosed {
+                peer_id,
+                num_established: 0,
+                cause,
+                ..
+            } => {
                 debug!(peer = %peer_id, ?cause, "gossip link down");
                 if let Some(link) = self.links.get_mut(&peer_id) {
                     link.connected = false;

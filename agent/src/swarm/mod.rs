@@ -97,7 +97,14 @@ impl Swarm {
         let (swarm, port) = behaviour::listen(key, mesh, port)?;
         let driver = driver::Driver::new(swarm, key.id(), mesh, judge, inbox);
         tasks.spawn(driver.run(adverts, wanted, stop));
-        Ok((Swarm { advert, members, port }, received))
+        Ok((
+            Swarm {
+                advert,
+                members,
+                port,
+            },
+            received,
+        ))
     }
 
     /// The UDP port, for the advert.
@@ -142,7 +149,9 @@ fn neighbours<'a>(me: &NodeId, members: impl Iterator<Item = &'a NodeId>) -> Vec
     ring.push(*me);
     ring.sort_unstable();
     let len = ring.len();
-    let Ok(at) = ring.binary_search(me) else { return Vec::new() };
+    let Ok(at) = ring.binary_search(me) else {
+        return Vec::new();
+    };
     let steps = std::iter::successors(Some(1), |step| Some(step * 2)).take_while(|s| *s < len);
     let mut chosen: Vec<NodeId> = steps
         .flat_map(|step| [(at + step) % len, (at + len - step) % len])

@@ -10,9 +10,13 @@ struct Structure;
 
 impl Judge for Structure {
     fn judge(&self, message: &[u8]) -> Verdict {
-        let decoded = codec::body::<SignedAdvert>(message).ok().and_then(|signed| {
-            codec::body::<Advert>(&signed.payload).ok().map(|advert| (advert, signed))
-        });
+        let decoded = codec::body::<SignedAdvert>(message)
+            .ok()
+            .and_then(|signed| {
+                codec::body::<Advert>(&signed.payload)
+                    .ok()
+                    .map(|advert| (advert, signed))
+            });
         decoded.map_or(Verdict::Reject, |pair| Verdict::Accept(Box::new(pair)))
     }
 }
@@ -30,15 +34,29 @@ struct Lab {
 
 impl Lab {
     fn new() -> Lab {
-        Lab { tasks: TaskTracker::new(), stop: CancellationToken::new() }
+        Lab {
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }
     }
 
     fn node(&self) -> Node {
         let key = NodeKey::generate();
         let judge = Arc::new(Structure);
-        let (swarm, received) =
-            Swarm::start(&key, &MeshId([7; 32]), 0, judge, &self.tasks, self.stop.clone()).unwrap();
-        Node { key, swarm, received }
+        let (swarm, received) = Swarm::start(
+            &key,
+            &MeshId([7; 32]),
+            0,
+            judge,
+            &self.tasks,
+            self.stop.clone(),
+        )
+        .unwrap();
+        Node {
+            key,
+            swarm,
+            received,
+        }
     }
 
     async fn end(self) {
@@ -50,13 +68,20 @@ impl Lab {
 
 fn members<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> BTreeMap<NodeId, Vec<SocketAddr>> {
     let addr = |n: &Node| SocketAddr::from((Ipv4Addr::LOCALHOST, n.swarm.port()));
-    nodes.into_iter().map(|n| (n.key.id(), vec![addr(n)])).collect()
+    nodes
+        .into_iter()
+        .map(|n| (n.key.id(), vec![addr(n)]))
+        .collect()
 }
 
 fn advert(node: &Node, seq: u64) -> Vec<u8> {
     let advert = crate::node::test_support::advert(node.key.id(), seq);
     let payload = codec::to_vec(&advert).unwrap()[codec::HEADER..].to_vec();
-    let signed = SignedAdvert { certificate: vec![1; 400], payload, signature: [0; 64] };
+    let signed = SignedAdvert {
+        certificate: vec![1; 400],
+        payload,
+        signature: [0; 64],
+    };
     codec::to_vec(&signed).unwrap()[codec::HEADER..].to_vec()
 }
 
@@ -124,8 +149,14 @@ async fn a_taken_port_is_named() {
     let key = NodeKey::generate();
     let port = a.swarm.port();
     let judge = Arc::new(Structure);
-    let again =
-        Swarm::start(&key, &MeshId([7; 32]), port, judge, &lab.tasks, lab.stop.clone());
+    let again = Swarm::start(
+        &key,
+        &MeshId([7; 32]),
+        port,
+        judge,
+        &lab.tasks,
+        lab.stop.clone(),
+    );
     assert!(matches!(again, Err(SwarmError::Bind { port: p, .. }) if p == port));
     lab.end().await;
 }
