@@ -18,5 +18,9 @@
     reason = "all of this is test code: a failed assumption ends the test with its reason"
 )]
 
+pub mod cluster;
 pub mod doubles;
+pub mod http;
+pub mod lab;
 pub mod measure;
+pub mod real;

@@ -9,14 +9,11 @@ pub const POLL: Duration = Duration::from_millis(5);
 ///
 /// # Panics
 /// When `limit` has passed; the message tells `what` was awaited and the last refusal.
-pub async fn until<T, F>(
+pub async fn until<T>(
     what: &str,
     limit: Duration,
-    mut condition: impl FnMut() -> F,
-) -> (T, Duration)
-where
-    F: Future<Output = Result<T, String>>,
-{
+    mut condition: impl AsyncFnMut() -> Result<T, String>,
+) -> (T, Duration) {
     let start = Instant::now();
     loop {
         let refusal = match condition().await {

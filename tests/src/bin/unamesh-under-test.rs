@@ -1,0 +1,3 @@
+//! The `unamesh` program, built together with the tests that start it.
+
+fn main() {}

@@ -1,0 +1,96 @@
+//! The real things: llama.cpp with a small model, as the starter engines set it up, and the
+//! `openai` Python package.
+
+use crate::cluster::program;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::OnceCell;
+
+/// What `real_openai` is tested with.
+const OPENAI: &str = "openai==3.54.0";
+
+/// The Python of a virtual environment that has the `openai` package; made on first use, kept
+/// in the build directory.
+pub async fn openai_python() -> &'static Path {
+    static PYTHON: OnceCell<PathBuf> = OnceCell::const_new();
+    PYTHON.get_or_init(make_venv).await
+}
+
+async fn make_venv() -> PathBuf {
+    let target = program()
+        .parent()
+        .and_then(Path::parent)
+        .unwrap()
+        .to_owned();
+    let venv = target.join("tmp").join("openai-venv");
+    let python = venv.join("bin/python");
+    let marker = venv.join(OPENAI);
+    if !marker.is_file() {
+        let venv = venv.to_str().unwrap();
+        succeed("python3", &["-m", "venv", "--clear", venv]).await;
+        succeed(
+            python.to_str().unwrap(),
+            &["-m", "pip", "-q", "install", OPENAI],
+        )
+        .await;
+        std::fs::write(&marker, "").unwrap();
+    }
+    python
+}
+
+async fn succeed(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().await;
+    let status = status.unwrap_or_else(|e| panic!("{program}: {e} (apt-get install python3-venv)"));
+    assert!(status.success(), "{program} {arguments:?}: {status}");
+}
+
+/// A running `tests/python/openai_client.py`: what it prints, line by line.
+pub struct Client {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Client {
+    /// Starts it with these arguments.
+    pub async fn start(arguments: &[&str]) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/openai_client.py");
+        let mut child = Command::new(openai_python().await)
+            .arg(script)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        Self {
+            child,
+            lines: BufReader::new(stdout).lines(),
+        }
+    }
+
+    /// The next object that it prints; `None` at its end.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub async fn next(&mut self) -> Option<Value> {
+        if let Some(line) = self.lines.next_line().await.unwrap() {
+            return Some(serde_json::from_str(&line).unwrap());
+        }
+        let status = self.child.wait().await.unwrap();
+        assert!(status.success(), "openai_client.py: {status}");
+        None
+    }
+
+    /// The last object that it prints.
+    pub async fn last(mut self) -> Value {
+        let mut last = Value::Null;
+        while let Some(value) = self.next().await {
+            last = value;
+        }
+        last
+    }
+}
