@@ -1,6 +1,11 @@
 //! Who gets in, and the mesh API behind the token.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code"
+)]
 
 mod gateway_support;
 
@@ -26,7 +31,10 @@ async fn foreign_hosts_and_origins_are_refused() {
         ("sec-fetch-site", "cross-site".to_owned(), 403),
         ("sec-fetch-site", "same-site".to_owned(), 200),
     ] {
-        let mut request = gateway.request("GET", "/v1/models").body(Full::default()).unwrap();
+        let mut request = gateway
+            .request("GET", "/v1/models")
+            .body(Full::default())
+            .unwrap();
         request.headers_mut().insert(header, value.parse().unwrap());
         let reply = gateway.send(request).await;
         assert_eq!(reply.status.as_u16(), status, "{header}: {value}");
@@ -47,10 +55,17 @@ async fn the_mesh_api_wants_the_token() {
         (TOKEN.to_owned(), 401),
         ("Bearé".to_owned(), 401),
     ] {
-        let mut request = gateway.request("GET", "/unamesh/v1/status").body(Full::default()).unwrap();
+        let mut request = gateway
+            .request("GET", "/unamesh/v1/status")
+            .body(Full::default())
+            .unwrap();
         let value = hyper::header::HeaderValue::from_bytes(token.as_bytes()).unwrap();
         request.headers_mut().insert("authorization", value);
-        assert_eq!(gateway.send(request).await.status.as_u16(), status, "{token}");
+        assert_eq!(
+            gateway.send(request).await.status.as_u16(),
+            status,
+            "{token}"
+        );
     }
     let reply = gateway.get("/unamesh/v1/nothing").await;
     assert_eq!(reply.error().1["code"], "token_required");
@@ -62,7 +77,10 @@ async fn the_table_as_json() {
     let gateway = TestGateway::start(hello()).await;
     let peers = gateway.mesh("GET", "peers", "").await.json();
     assert_eq!(peers.as_array().unwrap().len(), 2);
-    assert_eq!((&peers[0]["name"], &peers[0]["me"]), (&json!("desk"), &json!(true)));
+    assert_eq!(
+        (&peers[0]["name"], &peers[0]["me"]),
+        (&json!("desk"), &json!(true))
+    );
     assert_eq!(peers[1]["models"][0]["name"], "smollm2");
     assert_eq!(peers[1]["engines"][0]["kind"], "llama.cpp");
     assert_eq!(peers[1]["hardware"]["battery"], json!(0));
@@ -71,8 +89,14 @@ async fn the_table_as_json() {
     assert_eq!(models[1]["model"], "smollm2");
     assert_eq!(models[1]["peers"][1]["name"], "laptop");
 
-    let why = gateway.mesh("GET", "why?model=org%2Fx&prompt_tokens=5", "").await.json();
-    assert_eq!((&why["model"], &why["chosen"]), (&json!("org/x"), &json!(null)));
+    let why = gateway
+        .mesh("GET", "why?model=org%2Fx&prompt_tokens=5", "")
+        .await
+        .json();
+    assert_eq!(
+        (&why["model"], &why["chosen"]),
+        (&json!("org/x"), &json!(null))
+    );
     let (status, error) = gateway.mesh("GET", "why", "").await.error();
     assert_eq!((status, &error["param"]), (400, &json!("model")));
 }
@@ -80,13 +104,28 @@ async fn the_table_as_json() {
 #[tokio::test]
 async fn commands() {
     let gateway = TestGateway::start(hello()).await;
-    assert_eq!(gateway.mesh("GET", "status", "").await.json()["name"], "desk");
+    assert_eq!(
+        gateway.mesh("GET", "status", "").await.json()["name"],
+        "desk"
+    );
     assert_eq!(gateway.mesh("GET", "engines", "").await.json(), json!([]));
-    assert_eq!(gateway.mesh("POST", "ping", "").await.json()[0]["name"], json!(null));
-    let (status, error) = gateway.mesh("POST", "ping", r#"{"node":"nobody"}"#).await.error();
+    assert_eq!(
+        gateway.mesh("POST", "ping", "").await.json()[0]["name"],
+        json!(null)
+    );
+    let (status, error) = gateway
+        .mesh("POST", "ping", r#"{"node":"nobody"}"#)
+        .await
+        .error();
     assert_eq!((status, &error["code"]), (404, &json!("not_found")));
-    let invite = gateway.mesh("POST", "invite", r#"{"role":"client","uses":2}"#).await.json();
-    assert_eq!(invite, json!({"role": "client", "uses": 2, "valid_for_s": 600}));
+    let invite = gateway
+        .mesh("POST", "invite", r#"{"role":"client","uses":2}"#)
+        .await
+        .json();
+    assert_eq!(
+        invite,
+        json!({"role": "client", "uses": 2, "valid_for_s": 600})
+    );
     for (body, param) in [
         (r#"{"role":"boss"}"#, json!("role")),
         (r#"{"uses":0}"#, json!("uses")),
@@ -95,7 +134,10 @@ async fn commands() {
         let (status, error) = gateway.mesh("POST", "invite", body).await.error();
         assert_eq!((status, &error["param"]), (400, &param));
     }
-    let drain = gateway.mesh("POST", "drain", r#"{"deadline_ms":5}"#).await.json();
+    let drain = gateway
+        .mesh("POST", "drain", r#"{"deadline_ms":5}"#)
+        .await
+        .json();
     assert_eq!(drain["deadline_ms"], 5);
 }
 
@@ -108,15 +150,27 @@ async fn generate_is_the_events_line_by_line() {
         let reply = gateway.mesh("POST", "generate", body.to_string()).await;
         assert_eq!(reply.header("content-type"), "application/x-ndjson");
         let text = reply.text();
-        let lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let lines: Vec<Value> = text
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
         let kinds: Vec<&Value> = lines.iter().map(|l| &l["event"]).collect();
         assert_eq!(kinds, ["started", "token", "token", "done"]);
         assert_eq!(lines[0]["peer"]["name"], "my desk");
-        assert_eq!(lines[2], json!({"event":"token","index":1,"text":"lo","tokens":1,"extra":null}));
+        assert_eq!(
+            lines[2],
+            json!({"event":"token","index":1,"text":"lo","tokens":1,"extra":null})
+        );
         assert_eq!(lines[3]["usage"]["completion_tokens"], 2);
     }
-    let (status, error) = gateway.mesh("POST", "generate", r#"{"model":"m"}"#).await.error();
-    assert_eq!((status, &error["code"]), (400, &json!("missing_required_parameter")));
+    let (status, error) = gateway
+        .mesh("POST", "generate", r#"{"model":"m"}"#)
+        .await
+        .error();
+    assert_eq!(
+        (status, &error["code"]),
+        (400, &json!("missing_required_parameter"))
+    );
 }
 
 #[tokio::test]
@@ -134,7 +188,10 @@ async fn events_stream_until_the_agent_stops() {
         frame.map(|f| String::from_utf8(f.unwrap().into_data().unwrap().to_vec()).unwrap())
     };
     assert_eq!(next().await.unwrap(), ": unamesh events\n\n");
-    gateway.events.send(Arc::new(json!({"event": "joined"}))).unwrap();
+    gateway
+        .events
+        .send(Arc::new(json!({"event": "joined"})))
+        .unwrap();
     assert_eq!(next().await.unwrap(), "data: {\"event\":\"joined\"}\n\n");
     gateway.stop().await;
     assert_eq!(next().await, None);

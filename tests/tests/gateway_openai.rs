@@ -1,6 +1,11 @@
 //! The OpenAI endpoints, above a scripted mesh.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code"
+)]
 
 mod gateway_support;
 
@@ -25,7 +30,13 @@ fn chat(more: Value) -> String {
 
 #[tokio::test]
 async fn a_streamed_chat_is_openai_chunks() {
-    let script = vec![started(), token(0, "a \"b\"\n"), token(1, ""), token(2, "ü\u{2028}"), done()];
+    let script = vec![
+        started(),
+        token(0, "a \"b\"\n"),
+        token(1, ""),
+        token(2, "ü\u{2028}"),
+        done(),
+    ];
     let gateway = TestGateway::start(script).await;
     let body = chat(json!({"stream": true, "stream_options": {"include_usage": true}}));
     let reply = gateway.post(CHAT, body).await;
@@ -33,7 +44,10 @@ async fn a_streamed_chat_is_openai_chunks() {
     assert_eq!(reply.status, 200);
     assert_eq!(reply.header("content-type"), "text/event-stream");
     assert_eq!(reply.header("x-unamesh-peer"), "my%20desk");
-    assert_eq!(reply.header("x-unamesh-why"), "shortest predicted time to first token: 12 ms");
+    assert_eq!(
+        reply.header("x-unamesh-why"),
+        "shortest predicted time to first token: 12 ms"
+    );
     let records = reply.records();
     assert_eq!(records.last().unwrap(), "[DONE]");
     let chunks: Vec<Value> = records[..records.len() - 1]
@@ -48,13 +62,20 @@ async fn a_streamed_chat_is_openai_chunks() {
         assert_eq!(chunk["model"], "smollm2");
         assert!(chunk["created"].as_u64().unwrap() > 1_600_000_000);
     }
-    let deltas: Vec<&Value> = chunks[..4].iter().map(|c| &c["choices"][0]["delta"]).collect();
+    let deltas: Vec<&Value> = chunks[..4]
+        .iter()
+        .map(|c| &c["choices"][0]["delta"])
+        .collect();
     assert_eq!(*deltas[0], json!({"role": "assistant", "content": ""}));
     assert_eq!(*deltas[1], json!({"content": "a \"b\"\n"}));
     assert_eq!(*deltas[2], json!({"content": "ü\u{2028}"}));
     assert_eq!(*deltas[3], json!({}));
     assert_eq!(chunks[3]["choices"][0]["finish_reason"], "stop");
-    assert!(chunks[..4].iter().all(|c| c["usage"].is_null() && c.get("usage").is_some()));
+    assert!(
+        chunks[..4]
+            .iter()
+            .all(|c| c["usage"].is_null() && c.get("usage").is_some())
+    );
     assert_eq!(chunks[4]["choices"], json!([]));
     let usage = json!({"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9});
     assert_eq!(chunks[4]["usage"], usage);
@@ -69,7 +90,10 @@ async fn a_whole_chat_is_one_object() {
     let answer = reply.json();
     assert_eq!(answer["object"], "chat.completion");
     let choice = &answer["choices"][0];
-    assert_eq!(choice["message"], json!({"role": "assistant", "content": "Hello"}));
+    assert_eq!(
+        choice["message"],
+        json!({"role": "assistant", "content": "Hello"})
+    );
     assert_eq!(choice["finish_reason"], "stop");
     assert_eq!(answer["usage"]["total_tokens"], 9);
     assert!(reply.headers.get("x-unamesh-seam").is_none());
@@ -83,7 +107,10 @@ async fn completions_both_ways() {
     assert_eq!(reply.json()["object"], "text_completion");
     assert_eq!(reply.json()["choices"][0]["text"], "Hello");
     let request = gateway.source.last();
-    assert_eq!((request.kind, request.input.as_str()), (InputKind::Text, "Once"));
+    assert_eq!(
+        (request.kind, request.input.as_str()),
+        (InputKind::Text, "Once")
+    );
     assert_eq!(request.sampling.max_tokens, Some(5));
 
     let body = json!({"model": "smollm2", "prompt": ["Once"], "stream": true}).to_string();
@@ -110,12 +137,21 @@ async fn a_request_arrives_whole() {
     assert_eq!(gateway.post(CHAT, body).await.status, 200);
     let request = gateway.source.last();
     assert_eq!(request.input, messages);
-    assert_eq!(request.extra, r#"{"logit_bias":{"1": 2.50},"future":"\"}"}"#);
+    assert_eq!(
+        request.extra,
+        r#"{"logit_bias":{"1": 2.50},"future":"\"}"}"#
+    );
     let s = request.sampling;
-    assert_eq!((s.temperature, s.top_p, s.top_k, s.min_p), (Some(0.0), Some(0.5), Some(0), Some(0.1)));
+    assert_eq!(
+        (s.temperature, s.top_p, s.top_k, s.min_p),
+        (Some(0.0), Some(0.5), Some(0), Some(0.1))
+    );
     assert_eq!((s.seed, s.max_tokens), (Some(-7), Some(9)));
     assert_eq!(s.stop, ["a", "b"]);
-    assert_eq!((s.presence_penalty, s.frequency_penalty), (Some(1.0), Some(-1.0)));
+    assert_eq!(
+        (s.presence_penalty, s.frequency_penalty),
+        (Some(1.0), Some(-1.0))
+    );
     assert_eq!(s.repeat_penalty, Some(1.1));
     assert!(request.spliceable);
 }
@@ -148,7 +184,12 @@ async fn a_conversation_keeps_its_session() {
         json!([system, first, {"role": "assistant", "content": "Yo"}, {"role": "user", "content": "?"}]),
         json!([system, {"role": "user", "content": "Bye"}]),
     ] {
-        gateway.post(CHAT, json!({"model": "m", "messages": messages}).to_string()).await;
+        gateway
+            .post(
+                CHAT,
+                json!({"model": "m", "messages": messages}).to_string(),
+            )
+            .await;
         sessions.push(gateway.source.last().session);
     }
     assert_eq!(sessions[0], sessions[1]);
@@ -161,8 +202,12 @@ async fn tool_calls_and_logprobs_pass() {
     let call = |arguments: &str| json!({"tool_calls": [{"index": 0, "function": {"arguments": arguments}}]});
     let script = vec![
         started(),
-        token_extra(0, "", json!({"tool_calls": [{"index": 0, "id": "c1", "type": "function",
-            "function": {"name": "f", "arguments": ""}}]})),
+        token_extra(
+            0,
+            "",
+            json!({"tool_calls": [{"index": 0, "id": "c1", "type": "function",
+            "function": {"name": "f", "arguments": ""}}]}),
+        ),
         token_extra(1, "", call("{\"x\"")),
         token_extra(2, "", call(":1}")),
         token_extra(3, "", json!({"logprobs": {"content": [{"token": "a"}]}})),
@@ -178,7 +223,10 @@ async fn tool_calls_and_logprobs_pass() {
     );
     assert_eq!(choice["logprobs"]["content"][0]["token"], "a");
 
-    let records = gateway.post(CHAT, chat(json!({"stream": true}))).await.records();
+    let records = gateway
+        .post(CHAT, chat(json!({"stream": true})))
+        .await
+        .records();
     let second: Value = serde_json::from_str(&records[2]).unwrap();
     assert_eq!(second["choices"][0]["delta"], call("{\"x\""));
     let fourth: Value = serde_json::from_str(&records[4]).unwrap();
@@ -189,7 +237,12 @@ async fn tool_calls_and_logprobs_pass() {
 #[tokio::test]
 async fn extra_fields_of_a_hostile_peer_cannot_break_the_stream() {
     let raw = |extra: &str| {
-        Step::Say(Event::Token { index: 0, text: "x".into(), tokens: 1, extra: extra.into() })
+        Step::Say(Event::Token {
+            index: 0,
+            text: "x".into(),
+            tokens: 1,
+            extra: extra.into(),
+        })
     };
     let script = vec![
         started(),
@@ -199,7 +252,10 @@ async fn extra_fields_of_a_hostile_peer_cannot_break_the_stream() {
         done(),
     ];
     let gateway = TestGateway::start(script).await;
-    let records = gateway.post(CHAT, chat(json!({"stream": true}))).await.records();
+    let records = gateway
+        .post(CHAT, chat(json!({"stream": true})))
+        .await
+        .records();
     let deltas: Vec<Value> = records[1..4]
         .iter()
         .map(|r| serde_json::from_str::<Value>(r).unwrap()["choices"][0]["delta"].clone())
@@ -219,17 +275,32 @@ fn failover() -> Vec<Step> {
         backup_ttft: Duration::from_millis(60),
         reason: "connection lost".to_owned(),
     };
-    vec![started(), token(0, "Hel"), Step::Say(changed), token(1, "lo"), done()]
+    vec![
+        started(),
+        token(0, "Hel"),
+        Step::Say(changed),
+        token(1, "lo"),
+        done(),
+    ]
 }
 
 #[tokio::test]
 async fn a_failover_is_a_comment_and_a_header() {
     let gateway = TestGateway::start(failover()).await;
-    let records = gateway.post(CHAT, chat(json!({"stream": true}))).await.records();
-    assert_eq!(records[2], ": unamesh seam=exact from=my%20desk to=laptop gap_ms=143.2");
+    let records = gateway
+        .post(CHAT, chat(json!({"stream": true})))
+        .await
+        .records();
+    assert_eq!(
+        records[2],
+        ": unamesh seam=exact from=my%20desk to=laptop gap_ms=143.2"
+    );
     let reply = gateway.post(CHAT, chat(json!({}))).await;
     assert_eq!(reply.json()["choices"][0]["message"]["content"], "Hello");
-    assert_eq!(reply.header("x-unamesh-seam"), "seam=exact from=my%20desk to=laptop gap_ms=143.2");
+    assert_eq!(
+        reply.header("x-unamesh-seam"),
+        "seam=exact from=my%20desk to=laptop gap_ms=143.2"
+    );
 }
 
 #[tokio::test]
@@ -239,11 +310,18 @@ async fn a_failure_in_the_middle_is_never_a_silent_end() {
         tokens: 1,
         reason: "desk: connection lost".to_owned(),
     };
-    let failed = vec![started(), token(0, "Hel"), Step::Say(Event::Failed(interrupted))];
+    let failed = vec![
+        started(),
+        token(0, "Hel"),
+        Step::Say(Event::Failed(interrupted)),
+    ];
     let cut = vec![started(), token(0, "Hel")];
     for script in [failed, cut] {
         let gateway = TestGateway::start(script).await;
-        let records = gateway.post(CHAT, chat(json!({"stream": true}))).await.records();
+        let records = gateway
+            .post(CHAT, chat(json!({"stream": true})))
+            .await
+            .records();
         let last: Value = serde_json::from_str(records.last().unwrap()).unwrap();
         assert_eq!(last["error"]["code"], "interrupted");
         assert_eq!(last["error"]["type"], "server_error");
@@ -293,9 +371,17 @@ async fn models_health_and_root() {
     let gateway = TestGateway::start(hello()).await;
     let list = gateway.get("/v1/models").await.json();
     assert_eq!(list["object"], "list");
-    let ids: Vec<&Value> = list["data"].as_array().unwrap().iter().map(|m| &m["id"]).collect();
+    let ids: Vec<&Value> = list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| &m["id"])
+        .collect();
     assert_eq!(ids, ["org/tiny:q4", "smollm2"]);
-    assert_eq!(list["data"][1]["unamesh"]["peers"], json!(["desk", "laptop"]));
+    assert_eq!(
+        list["data"][1]["unamesh"]["peers"],
+        json!(["desk", "laptop"])
+    );
     for path in ["/v1/models/org/tiny:q4", "/v1/models/org%2Ftiny%3Aq4"] {
         assert_eq!(gateway.get(path).await.json()["id"], "org/tiny:q4");
     }
@@ -303,6 +389,9 @@ async fn models_health_and_root() {
     assert_eq!((status, &error["code"]), (404, &json!("model_not_found")));
 
     let health = gateway.get("/health").await.json();
-    assert_eq!((&health["status"], &health["peers"], &health["models"]), (&json!("ok"), &json!(2), &json!(2)));
+    assert_eq!(
+        (&health["status"], &health["peers"], &health["models"]),
+        (&json!("ok"), &json!(2), &json!(2))
+    );
     assert!(gateway.get("/").await.text().contains("UnaMesh"));
 }

@@ -147,7 +147,7 @@ impl ChunkWriter {
     }
 
     /// Bytes waiting.
-    pub fn len(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.buffer.len()
     }
 
@@ -381,7 +381,7 @@ impl Body for SseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
-        while !this.ended && this.writer.len() < WRITE {
+        while !this.ended && this.writer.waiting() < WRITE {
             if this.step(cx).is_pending() {
                 break;
             }
@@ -394,6 +394,6 @@ impl Body for SseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended && self.writer.len() == 0
+        self.ended && self.writer.waiting() == 0
     }
 }

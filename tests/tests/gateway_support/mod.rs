@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::disallowed_methods,
     reason = "test code, shared by several test programs"
 )]
 
@@ -24,9 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use unamesh_agent::gateway::source::{Event, PeerRef, Ranking, Request};
-use unamesh_agent::gateway::{
-    self, Control, ControlError, GatewayState, Generate, InviteOptions,
-};
+use unamesh_agent::gateway::{self, Control, ControlError, GatewayState, Generate, InviteOptions};
 use unamesh_proto::table::{Liveness, Peer, Snapshot};
 use unamesh_proto::wire::{
     Advert, EngineAdvert, EngineKind, FinishReason, Hardware, Health, ModelAdvert, ModelKind,
@@ -59,14 +58,22 @@ pub struct ScriptedGenerate {
 impl ScriptedGenerate {
     /// The last request.
     pub fn last(&self) -> Request {
-        self.requests.lock().unwrap().last().expect("no request arrived").clone()
+        self.requests
+            .lock()
+            .unwrap()
+            .last()
+            .expect("no request arrived")
+            .clone()
     }
 
     /// Waits until `count` answers run.
     pub async fn until_running(&self, count: usize) {
         let mut running = self.running.subscribe();
         let waited = running.wait_for(|now| *now == count);
-        tokio::time::timeout(PATIENCE, waited).await.expect("answers still run").unwrap();
+        tokio::time::timeout(PATIENCE, waited)
+            .await
+            .expect("answers still run")
+            .unwrap();
     }
 }
 
@@ -100,12 +107,23 @@ impl Generate for ScriptedGenerate {
         self.requests.lock().unwrap().push(request);
         self.running.send_modify(|count| *count += 1);
         let steps = self.script.lock().unwrap().clone().into();
-        Scripted { steps, running: self.running.clone() }.boxed()
+        Scripted {
+            steps,
+            running: self.running.clone(),
+        }
+        .boxed()
     }
 
     fn peers(&self) -> Arc<Snapshot> {
-        let peers = vec![peer(1, "desk", &["smollm2", "org/tiny:q4"]), peer(2, "laptop", &["smollm2"])];
-        Arc::new(Snapshot { version: 1, me: Some(node(1)), peers })
+        let peers = vec![
+            peer(1, "desk", &["smollm2", "org/tiny:q4"]),
+            peer(2, "laptop", &["smollm2"]),
+        ];
+        Arc::new(Snapshot {
+            version: 1,
+            me: Some(node(1)),
+            peers,
+        })
     }
 
     fn why(&self, _: &str, _: u32) -> Ranking {
@@ -181,13 +199,22 @@ impl TestGateway {
             stop: stop.clone(),
         };
         let task = tokio::spawn(gateway::serve(listener, state));
-        TestGateway { addr, source, events, stop, task }
+        TestGateway {
+            addr,
+            source,
+            events,
+            stop,
+            task,
+        }
     }
 
     /// Stops it and waits for the end.
     pub async fn stop(mut self) {
         self.stop.cancel();
-        tokio::time::timeout(PATIENCE, &mut self.task).await.expect("it did not stop").unwrap();
+        tokio::time::timeout(PATIENCE, &mut self.task)
+            .await
+            .expect("it did not stop")
+            .unwrap();
     }
 
     /// Sends a request and reads the whole reply.
@@ -197,41 +224,61 @@ impl TestGateway {
             let response = sender.send_request(request).await.unwrap();
             let (parts, body) = response.into_parts();
             let body = body.collect().await.expect("the body broke off").to_bytes();
-            Reply { status: parts.status, headers: parts.headers, body }
+            Reply {
+                status: parts.status,
+                headers: parts.headers,
+                body,
+            }
         };
-        tokio::time::timeout(PATIENCE, exchange).await.expect("no reply in time")
+        tokio::time::timeout(PATIENCE, exchange)
+            .await
+            .expect("no reply in time")
     }
 
     /// A `GET` without a token.
     pub async fn get(&self, path: &str) -> Reply {
-        self.send(self.request("GET", path).body(Full::default()).unwrap()).await
+        self.send(self.request("GET", path).body(Full::default()).unwrap())
+            .await
     }
 
     /// A `POST` without a token.
     pub async fn post(&self, path: &str, body: impl Into<Bytes>) -> Reply {
-        self.send(self.request("POST", path).body(Full::new(body.into())).unwrap()).await
+        self.send(
+            self.request("POST", path)
+                .body(Full::new(body.into()))
+                .unwrap(),
+        )
+        .await
     }
 
     /// A request to the mesh API, with the token.
     pub async fn mesh(&self, method: &str, path: &str, body: impl Into<Bytes>) -> Reply {
         let request = self.request(method, &format!("/unamesh/v1/{path}"));
         let request = request.header("authorization", format!("Bearer {TOKEN}"));
-        self.send(request.body(Full::new(body.into())).unwrap()).await
+        self.send(request.body(Full::new(body.into())).unwrap())
+            .await
     }
 
     /// A request with the right `Host`.
     pub fn request(&self, method: &str, path: &str) -> hyper::http::request::Builder {
-        HttpRequest::builder().method(method).uri(path).header("host", self.addr.to_string())
+        HttpRequest::builder()
+            .method(method)
+            .uri(path)
+            .header("host", self.addr.to_string())
     }
 }
 
 /// A connection; its task ends with the sender.
 pub async fn connect(
     addr: SocketAddr,
-) -> (hyper::client::conn::http1::SendRequest<Full<Bytes>>, tokio::task::JoinHandle<()>) {
+) -> (
+    hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+    tokio::task::JoinHandle<()>,
+) {
     let stream = TcpStream::connect(addr).await.unwrap();
-    let (sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
     let task = tokio::spawn(async move {
         let _ = connection.await;
     });
@@ -262,7 +309,11 @@ impl Reply {
 
     /// A header's text.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).unwrap_or_else(|| panic!("no header {name}")).to_str().unwrap()
+        self.headers
+            .get(name)
+            .unwrap_or_else(|| panic!("no header {name}"))
+            .to_str()
+            .unwrap()
     }
 
     /// The error object; checks its shape.
@@ -277,15 +328,23 @@ impl Reply {
     /// The records of an event stream: `data` payloads, and comments as they are.
     pub fn records(&self) -> Vec<String> {
         let text = self.text();
-        assert!(text.ends_with("\n\n"), "the last record is not complete: {text:?}");
+        assert!(
+            text.ends_with("\n\n"),
+            "the last record is not complete: {text:?}"
+        );
         let records = text.split_terminator("\n\n");
-        records.map(|r| r.strip_prefix("data: ").unwrap_or(r).to_owned()).collect()
+        records
+            .map(|r| r.strip_prefix("data: ").unwrap_or(r).to_owned())
+            .collect()
     }
 }
 
 /// A peer.
 pub fn peer_ref(seed: u8, name: &str) -> PeerRef {
-    PeerRef { node: node(seed), name: name.to_owned() }
+    PeerRef {
+        node: node(seed),
+        name: name.to_owned(),
+    }
 }
 
 /// A node id.
@@ -296,24 +355,43 @@ pub fn node(seed: u8) -> NodeId {
 /// `Started`.
 pub fn started() -> Step {
     let why = "shortest predicted time to first token: 12 ms".to_owned();
-    Step::Say(Event::Started { peer: peer_ref(1, "my desk"), why })
+    Step::Say(Event::Started {
+        peer: peer_ref(1, "my desk"),
+        why,
+    })
 }
 
 /// `Token`.
 pub fn token(index: u32, text: &str) -> Step {
-    Step::Say(Event::Token { index, text: text.to_owned(), tokens: 1, extra: String::new() })
+    Step::Say(Event::Token {
+        index,
+        text: text.to_owned(),
+        tokens: 1,
+        extra: String::new(),
+    })
 }
 
 /// `Token` with other fields.
 pub fn token_extra(index: u32, text: &str, extra: Value) -> Step {
     let extra = extra.to_string();
-    Step::Say(Event::Token { index, text: text.to_owned(), tokens: 1, extra })
+    Step::Say(Event::Token {
+        index,
+        text: text.to_owned(),
+        tokens: 1,
+        extra,
+    })
 }
 
 /// `Done`.
 pub fn done() -> Step {
-    let usage = Usage { prompt_tokens: 7, completion_tokens: 2 };
-    Step::Say(Event::Done { finish: FinishReason::Stop, usage })
+    let usage = Usage {
+        prompt_tokens: 7,
+        completion_tokens: 2,
+    };
+    Step::Say(Event::Done {
+        finish: FinishReason::Stop,
+        usage,
+    })
 }
 
 /// A short answer.
@@ -361,7 +439,11 @@ fn peer(seed: u8, name: &str, models: &[&str]) -> Arc<Peer> {
         models: models.iter().map(model).collect(),
         voices: Vec::new(),
     };
-    let signed = SignedAdvert { certificate: Vec::new(), payload: Vec::new(), signature: [0; 64] };
+    let signed = SignedAdvert {
+        certificate: Vec::new(),
+        payload: Vec::new(),
+        signature: [0; 64],
+    };
     Arc::new(Peer {
         advert: Arc::new(advert),
         signed: Arc::new(signed),
