@@ -26,6 +26,8 @@ pub mod session;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod table;
+#[cfg(any(test, feature = "sim"))]
+pub mod testing;
 pub mod time;
 pub mod timeouts;
 pub mod vram;
