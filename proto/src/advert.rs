@@ -68,7 +68,11 @@ pub fn sign(
         return Err(DecodeError::TooLarge { kind, len, limit });
     }
     let signature = sign(&signing_input(&payload));
-    Ok(SignedAdvert { certificate, payload, signature })
+    Ok(SignedAdvert {
+        certificate,
+        payload,
+        signature,
+    })
 }
 
 /// Opens `signed`: the advert in it is what its node signed, and within bounds. Whether the
@@ -83,11 +87,13 @@ pub fn open(signed: &SignedAdvert) -> Result<Advert, AdvertError> {
         return Err(AdvertError::TooLarge { len });
     }
     let advert = decode(&signed.payload)?;
-    let key =
-        VerifyingKey::from_bytes(&advert.node.0).map_err(|_| AdvertError::BadSignature)?;
+    let key = VerifyingKey::from_bytes(&advert.node.0).map_err(|_| AdvertError::BadSignature)?;
     // Strict: small-order keys, which verify more than one message, are refused.
-    key.verify_strict(&signing_input(&signed.payload), &Signature::from_bytes(&signed.signature))
-        .map_err(|_| AdvertError::BadSignature)?;
+    key.verify_strict(
+        &signing_input(&signed.payload),
+        &Signature::from_bytes(&signed.signature),
+    )
+    .map_err(|_| AdvertError::BadSignature)?;
     check_bounds(&advert)?;
     Ok(advert)
 }
@@ -126,13 +132,19 @@ fn signing_input(payload: &[u8]) -> Vec<u8> {
 /// The payload is exactly one `Advert` record: bytes behind it would be signed by nobody's
 /// intention.
 fn decode(payload: &[u8]) -> Result<Advert, DecodeError> {
-    let malformed =
-        |reason: &str| DecodeError::Malformed { name: Advert::NAME, reason: reason.to_owned() };
-    let (head, body) =
-        payload.split_first_chunk::<HEADER>().ok_or_else(|| malformed("shorter than a header"))?;
+    let malformed = |reason: &str| DecodeError::Malformed {
+        name: Advert::NAME,
+        reason: reason.to_owned(),
+    };
+    let (head, body) = payload
+        .split_first_chunk::<HEADER>()
+        .ok_or_else(|| malformed("shorter than a header"))?;
     let (kind, len) = codec::header(*head);
     if kind != Advert::KIND {
-        return Err(DecodeError::Unexpected { expected: Advert::NAME, kind });
+        return Err(DecodeError::Unexpected {
+            expected: Advert::NAME,
+            kind,
+        });
     }
     if len != body.len() {
         return Err(malformed("length in the header differs from the payload's"));
@@ -143,7 +155,11 @@ fn decode(payload: &[u8]) -> Result<Advert, DecodeError> {
 /// The bounds that the record's size class alone does not give.
 fn check_bounds(advert: &Advert) -> Result<(), OutOfBounds> {
     let at_most = |what, len: usize, limit| {
-        if len > limit { Err(OutOfBounds { what, limit }) } else { Ok(()) }
+        if len > limit {
+            Err(OutOfBounds { what, limit })
+        } else {
+            Ok(())
+        }
     };
     at_most("addresses", advert.addrs.len(), limits::MAX_ADDRS)?;
     at_most("GPUs", advert.hardware.gpus.len(), limits::MAX_GPUS)?;
@@ -152,17 +168,27 @@ fn check_bounds(advert: &Advert) -> Result<(), OutOfBounds> {
     at_most("voices", advert.voices.len(), limits::MAX_VOICES)?;
 
     let engines = advert.engines.len();
-    let owned = advert.models.iter().map(|m| m.engine).chain(advert.voices.iter().map(|v| v.engine));
+    let owned = advert
+        .models
+        .iter()
+        .map(|m| m.engine)
+        .chain(advert.voices.iter().map(|v| v.engine));
     for engine in owned {
         if usize::from(engine) >= engines {
-            return Err(OutOfBounds { what: "engine index without an engine", limit: engines });
+            return Err(OutOfBounds {
+                what: "engine index without an engine",
+                limit: engines,
+            });
         }
     }
     for text in texts(advert) {
         at_most("length of a name", text.len(), limits::MAX_NAME)?;
     }
     if !advert.models.iter().all(|m| plausible(&m.stats)) {
-        return Err(OutOfBounds { what: "a measured time", limit: MAX_STAT_MS as usize });
+        return Err(OutOfBounds {
+            what: "a measured time",
+            limit: MAX_STAT_MS as usize,
+        });
     }
     Ok(())
 }
@@ -171,19 +197,35 @@ fn check_bounds(advert: &Advert) -> Result<(), OutOfBounds> {
 const MAX_STAT_MS: f32 = 86_400_000.0;
 
 fn plausible(stats: &Stats) -> bool {
-    [stats.ttft_ms, stats.ttft_per_ktok_ms, stats.itl_ms, stats.load_ms]
-        .iter()
-        .all(|ms| (0.0..=MAX_STAT_MS).contains(ms))
+    [
+        stats.ttft_ms,
+        stats.ttft_per_ktok_ms,
+        stats.itl_ms,
+        stats.load_ms,
+    ]
+    .iter()
+    .all(|ms| (0.0..=MAX_STAT_MS).contains(ms))
 }
 
 fn texts(advert: &Advert) -> impl Iterator<Item = &String> {
-    let own = [&advert.name, &advert.version, &advert.hardware.os, &advert.hardware.cpu];
+    let own = [
+        &advert.name,
+        &advert.version,
+        &advert.hardware.os,
+        &advert.hardware.cpu,
+    ];
     let gpus = advert.hardware.gpus.iter().map(|g| &g.name);
     let engines = advert.engines.iter().map(|e| &e.name);
-    let models =
-        advert.models.iter().flat_map(|m| [&m.name, &m.digest, &m.family, &m.quantization]);
+    let models = advert
+        .models
+        .iter()
+        .flat_map(|m| [&m.name, &m.digest, &m.family, &m.quantization]);
     let voices = advert.voices.iter().flat_map(|v| [&v.name, &v.language]);
-    own.into_iter().chain(gpus).chain(engines).chain(models).chain(voices)
+    own.into_iter()
+        .chain(gpus)
+        .chain(engines)
+        .chain(models)
+        .chain(voices)
 }
 
 #[cfg(test)]
@@ -205,7 +247,11 @@ mod tests {
         // Not through `sign`, which would refuse what the tests want refused by `open`.
         let payload = codec::to_vec(&advert).unwrap();
         let signature = key.sign(&signing_input(&payload)).to_bytes();
-        SignedAdvert { certificate: vec![1, 2, 3], payload, signature }
+        SignedAdvert {
+            certificate: vec![1, 2, 3],
+            payload,
+            signature,
+        }
     }
 
     #[test]
@@ -232,9 +278,15 @@ mod tests {
     #[test]
     fn an_advert_for_another_node_is_refused() {
         let other = SigningKey::from_bytes(&[8; 32]).verifying_key().to_bytes();
-        assert_eq!(open(&signed(|a| a.node = NodeId(other))), Err(AdvertError::BadSignature));
+        assert_eq!(
+            open(&signed(|a| a.node = NodeId(other))),
+            Err(AdvertError::BadSignature)
+        );
         // All zeros is a small-order point: "signs" anything under lax verification.
-        assert_eq!(open(&signed(|a| a.node = NodeId([0; 32]))), Err(AdvertError::BadSignature));
+        assert_eq!(
+            open(&signed(|a| a.node = NodeId([0; 32]))),
+            Err(AdvertError::BadSignature)
+        );
     }
 
     #[test]
@@ -250,7 +302,10 @@ mod tests {
         ];
         for (at, change) in changes.into_iter().enumerate() {
             let got = open(&signed(change));
-            assert!(matches!(got, Err(AdvertError::OutOfBounds(_))), "change {at}: {got:?}");
+            assert!(
+                matches!(got, Err(AdvertError::OutOfBounds(_))),
+                "change {at}: {got:?}"
+            );
         }
         let mut big = signed(|_| {});
         big.certificate = vec![0; limits::MAX_ADVERT];

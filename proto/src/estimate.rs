@@ -63,7 +63,11 @@ struct Mean {
 impl Mean {
     /// Moves towards `sample`, the further the more the old value has faded.
     fn observe(&mut self, sample: Duration, now: Wall) {
-        let kept = if self.ms > 0.0 { (1.0 - ALPHA) * fade(self.at_ms, now) } else { 0.0 };
+        let kept = if self.ms > 0.0 {
+            (1.0 - ALPHA) * fade(self.at_ms, now)
+        } else {
+            0.0
+        };
         self.ms = self.ms * kept + millis(sample) * (1.0 - kept);
         self.at_ms = now.as_millis();
     }
@@ -163,11 +167,23 @@ struct Tier {
 }
 
 /// A discrete card that holds the model (3060: 40-60 tok/s on 4.4 GB, first token ~80 ms).
-const CARD: Tier = Tier { ttft_ms: 18.0, per_ktok_ms: 150.0, itl_ms: 4.5 };
+const CARD: Tier = Tier {
+    ttft_ms: 18.0,
+    per_ktok_ms: 150.0,
+    itl_ms: 4.5,
+};
 /// Apple Silicon (M4 Max: 80-100 tok/s on 4.4 GB, ~50 ms; smaller chips a third of it).
-const UNIFIED: Tier = Tier { ttft_ms: 25.0, per_ktok_ms: 300.0, itl_ms: 5.0 };
+const UNIFIED: Tier = Tier {
+    ttft_ms: 25.0,
+    per_ktok_ms: 300.0,
+    itl_ms: 5.0,
+};
 /// Processor alone (5-10 tok/s on 4.4 GB, prefill ~40 tok/s).
-const PROCESSOR: Tier = Tier { ttft_ms: 150.0, per_ktok_ms: 6000.0, itl_ms: 30.0 };
+const PROCESSOR: Tier = Tier {
+    ttft_ms: 150.0,
+    per_ktok_ms: 6000.0,
+    itl_ms: 30.0,
+};
 /// Milliseconds to read a gigabyte of weights from an ordinary SSD.
 const LOAD_MS_PER_GB: f32 = 700.0;
 /// Milliseconds that starting a model takes beside reading it.
@@ -177,7 +193,12 @@ const LOAD_BASE_MS: f32 = 500.0;
 /// measured: table values after the guide's benchmarks. `samples` is 0 in the result.
 pub fn guess(hardware: &Hardware, size: u64) -> Stats {
     let size = if size == 0 { ASSUMED_SIZE } else { size };
-    let largest = hardware.gpus.iter().map(|g| g.memory_total).max().unwrap_or(0);
+    let largest = hardware
+        .gpus
+        .iter()
+        .map(|g| g.memory_total)
+        .max()
+        .unwrap_or(0);
     let tier = if hardware.unified {
         UNIFIED
     } else if largest > size {
@@ -220,7 +241,10 @@ mod tests {
             speed.observe_ttft(tokens, ms(40.0 + 0.12 * f64::from(tokens)), NOW);
         }
         let stats = speed.stats(NOW);
-        assert!(near(stats.ttft_ms, 40.0) && near(stats.ttft_per_ktok_ms, 120.0), "{stats:?}");
+        assert!(
+            near(stats.ttft_ms, 40.0) && near(stats.ttft_per_ktok_ms, 120.0),
+            "{stats:?}"
+        );
         assert_eq!((stats.samples, stats.age_s), (50, 0));
     }
 
@@ -243,7 +267,10 @@ mod tests {
                 speed.observe_ttft(tokens, ms(took), NOW);
             }
             let stats = speed.stats(NOW);
-            assert!(stats.ttft_ms >= 0.0 && stats.ttft_per_ktok_ms >= 0.0, "{stats:?}");
+            assert!(
+                stats.ttft_ms >= 0.0 && stats.ttft_per_ktok_ms >= 0.0,
+                "{stats:?}"
+            );
         }
     }
 
@@ -273,7 +300,11 @@ mod tests {
         for _ in 0..60 {
             speed.observe_itl(ms(20.0), NOW);
         }
-        assert!(near(speed.stats(NOW).itl_ms, 20.0), "{:?}", speed.stats(NOW));
+        assert!(
+            near(speed.stats(NOW).itl_ms, 20.0),
+            "{:?}",
+            speed.stats(NOW)
+        );
     }
 
     #[test]
@@ -284,14 +315,29 @@ mod tests {
         let text = serde_json::to_string(&speed).unwrap();
         assert_eq!(serde_json::from_str::<Speed>(&text).unwrap(), speed);
         let other = r#"{"weight":1.0,"y":7.0,"of_a_later_version":1}"#;
-        assert_eq!(serde_json::from_str::<Speed>(other).unwrap().stats(NOW).ttft_ms, 7.0);
+        assert_eq!(
+            serde_json::from_str::<Speed>(other)
+                .unwrap()
+                .stats(NOW)
+                .ttft_ms,
+            7.0
+        );
     }
 
     #[test]
     fn guesses_follow_the_hardware() {
-        let gpu = |gb: u64| Gpu { memory_total: gb * 1_000_000_000, ..Gpu::default() };
-        let card = Hardware { gpus: vec![gpu(12)], ..Hardware::default() };
-        let apple = Hardware { unified: true, ..Hardware::default() };
+        let gpu = |gb: u64| Gpu {
+            memory_total: gb * 1_000_000_000,
+            ..Gpu::default()
+        };
+        let card = Hardware {
+            gpus: vec![gpu(12)],
+            ..Hardware::default()
+        };
+        let apple = Hardware {
+            unified: true,
+            ..Hardware::default()
+        };
         let plain = Hardware::default();
         let size = 4_400_000_000;
         let tok_s = |h: &Hardware| 1000.0 / guess(h, size).itl_ms;
@@ -299,7 +345,10 @@ mod tests {
         assert!((5.0..=10.0).contains(&tok_s(&plain)), "{}", tok_s(&plain));
         assert!(tok_s(&apple) > tok_s(&plain));
         // Larger than the card: as slow as the processor.
-        assert_eq!(guess(&card, 20_000_000_000).itl_ms, guess(&plain, 20_000_000_000).itl_ms);
+        assert_eq!(
+            guess(&card, 20_000_000_000).itl_ms,
+            guess(&plain, 20_000_000_000).itl_ms
+        );
         assert_eq!(guess(&plain, 0), guess(&plain, ASSUMED_SIZE));
     }
 }

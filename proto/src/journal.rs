@@ -49,7 +49,13 @@ impl Journal {
     /// An empty journal that holds at most `limit_bytes`, its bookkeeping included. Its first
     /// frame sets the first index (a replayed prefix is not kept: its frames were delivered).
     pub fn new(limit_bytes: usize) -> Self {
-        Journal { limit: limit_bytes, first: 0, frames: Vec::new(), bytes: 0, closed: false }
+        Journal {
+            limit: limit_bytes,
+            first: 0,
+            frames: Vec::new(),
+            bytes: 0,
+            closed: false,
+        }
     }
 
     /// Keeps `frame`, an encoded record, as number `index`.
@@ -64,7 +70,9 @@ impl Journal {
         let fits = self.bytes.saturating_add(cost) <= self.limit;
         if self.closed || !fits || index != self.next_index() || index == u32::MAX {
             self.closed = true;
-            return Err(JournalFull { at: self.next_index() });
+            return Err(JournalFull {
+                at: self.next_index(),
+            });
         }
         self.bytes += cost;
         self.frames.push(frame);
@@ -77,7 +85,11 @@ impl Journal {
     /// [`Gap`] if frame `have` was never kept, or lies beyond what was made; also on a closed
     /// journal, whose end is not the end of the answer.
     pub fn from(&self, have: u32) -> Result<impl ExactSizeIterator<Item = &Bytes>, Gap> {
-        let gap = Gap { asked: have, first: self.first, next: self.next_index() };
+        let gap = Gap {
+            asked: have,
+            first: self.first,
+            next: self.next_index(),
+        };
         let skip = have.checked_sub(self.first).ok_or(gap)?;
         let rest = self.frames.get(skip as usize..).ok_or(gap)?;
         if self.closed && rest.is_empty() {
@@ -89,7 +101,8 @@ impl Journal {
     /// The index that the next frame must have; 0 before the first.
     pub fn next_index(&self) -> u32 {
         // `push` keeps the sum below u32::MAX.
-        self.first.saturating_add(u32::try_from(self.frames.len()).unwrap_or(u32::MAX))
+        self.first
+            .saturating_add(u32::try_from(self.frames.len()).unwrap_or(u32::MAX))
     }
 
     /// Bytes held, bookkeeping included.
@@ -122,7 +135,14 @@ mod tests {
             let rest: Vec<_> = journal.from(have).unwrap().cloned().collect();
             assert_eq!(rest, (have..20).map(frame).collect::<Vec<_>>());
         }
-        assert_eq!(journal.from(21).err(), Some(Gap { asked: 21, first: 0, next: 20 }));
+        assert_eq!(
+            journal.from(21).err(),
+            Some(Gap {
+                asked: 21,
+                first: 0,
+                next: 20
+            })
+        );
         assert_eq!(journal.next_index(), 20);
     }
 

@@ -25,7 +25,9 @@ use crate::ids::NodeId;
 use crate::limits::MAX_RANKED;
 use crate::table::{Liveness, Peer, Snapshot};
 use crate::time::Mono;
-use crate::wire::{Advert, EngineAdvert, Health, ModelAdvert, ModelKind, NodeState, Residency, Stats};
+use crate::wire::{
+    Advert, EngineAdvert, Health, ModelAdvert, ModelKind, NodeState, Residency, Stats,
+};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -74,7 +76,10 @@ pub struct Cost {
 impl Cost {
     /// The predicted time to first output.
     pub fn total(&self) -> Duration {
-        self.rtt.saturating_add(self.queue).saturating_add(self.load).saturating_add(self.ttft)
+        self.rtt
+            .saturating_add(self.queue)
+            .saturating_add(self.load)
+            .saturating_add(self.ttft)
     }
 }
 
@@ -149,7 +154,10 @@ pub fn rank(snapshot: &Snapshot, need: &Need<'_>, now: Mono) -> Ranking {
         let offer = best_offer(snapshot, peer, need, name).ok()?;
         Some(offer.candidate(peer, kept == Some(*key)))
     });
-    Ranking { ranked: ranked.collect(), rejected: rejections(snapshot, refused) }
+    Ranking {
+        ranked: ranked.collect(),
+        rejected: rejections(snapshot, refused),
+    }
 }
 
 /// Names like `model` that the mesh has, best match first, and the names of the nodes that
@@ -169,9 +177,15 @@ pub fn near_names(snapshot: &Snapshot, model: &str) -> Vec<(String, Vec<String>)
             }
         }
     }
-    let mut near: Vec<_> = by_name.into_iter().map(|(n, at)| (distance(model, n), n, at)).collect();
+    let mut near: Vec<_> = by_name
+        .into_iter()
+        .map(|(n, at)| (distance(model, n), n, at))
+        .collect();
     near.sort();
-    near.into_iter().take(SHOWN).map(|(_, name, at)| (name.to_owned(), at)).collect()
+    near.into_iter()
+        .take(SHOWN)
+        .map(|(_, name, at)| (name.to_owned(), at))
+        .collect()
 }
 
 /// Tier, microseconds and index in one number, in the order in which candidates are ranked.
@@ -184,7 +198,9 @@ impl Key {
 
     fn new(tier: u8, total: Duration, index: usize) -> Self {
         let longest = (1 << Self::TIME_BITS) - 1;
-        let micros = u64::try_from(total.as_micros()).unwrap_or(longest).min(longest);
+        let micros = u64::try_from(total.as_micros())
+            .unwrap_or(longest)
+            .min(longest);
         let index = index as u64 & ((1 << Self::INDEX_BITS) - 1);
         Key(u64::from(tier) << (Self::INDEX_BITS + Self::TIME_BITS)
             | micros << Self::INDEX_BITS
@@ -267,9 +283,18 @@ fn best_offer<'a>(
 ) -> Result<Offer<'a>, Refusal> {
     usable(peer)?;
     let mut best: Option<Offer<'a>> = None;
-    let nothing = if peer.advert.role.is_agent() { Refusal::NoModel } else { Refusal::Client };
+    let nothing = if peer.advert.role.is_agent() {
+        Refusal::NoModel
+    } else {
+        Refusal::Client
+    };
     let mut refusal = nothing;
-    for model in peer.advert.models.iter().filter(|m| is_meant(m, need, name)) {
+    for model in peer
+        .advert
+        .models
+        .iter()
+        .filter(|m| is_meant(m, need, name))
+    {
         match offer(snapshot, peer, model, need) {
             Ok(new) => {
                 let worth = |o: &Offer<'_>| (o.tier, o.cost.total());
@@ -295,7 +320,11 @@ fn offer<'a>(
     if model.context != 0 && need.prompt_tokens >= model.context {
         return Err(Refusal::Context(model.context));
     }
-    let engine = peer.advert.engines.get(usize::from(model.engine)).ok_or(Refusal::Absent)?;
+    let engine = peer
+        .advert
+        .engines
+        .get(usize::from(model.engine))
+        .ok_or(Refusal::Absent)?;
     if engine.health == Health::Down {
         return Err(Refusal::EngineDown(model.engine));
     }
@@ -313,11 +342,20 @@ fn offer<'a>(
     let suspect = peer.liveness == Liveness::Suspect;
     // Ordered by weight: a suspect peer may be gone, other weights answer differently, no
     // token ids means a seam that is only continued.
-    let other = need.digest.is_some_and(|d| !d.is_empty() && d != model.digest);
+    let other = need
+        .digest
+        .is_some_and(|d| !d.is_empty() && d != model.digest);
     let tier = u8::from(suspect) << 2
         | u8::from(other) << 1
         | u8::from(need.needs_token_ids && !model.token_ids);
-    Ok(Offer { model, engine, stats, cost, tier, suspect })
+    Ok(Offer {
+        model,
+        engine,
+        stats,
+        cost,
+        tier,
+        suspect,
+    })
 }
 
 impl Offer<'_> {
@@ -348,7 +386,12 @@ impl Offer<'_> {
         }
         let c = &self.cost;
         // Writing to a String cannot fail.
-        let _ = write!(text, "first token in {:.1} ms: path {:.1}", in_ms(c.total()), in_ms(c.rtt));
+        let _ = write!(
+            text,
+            "first token in {:.1} ms: path {:.1}",
+            in_ms(c.total()),
+            in_ms(c.rtt)
+        );
         if !c.queue.is_zero() {
             let (busy, slots) = (self.engine.busy, self.engine.slots);
             let _ = write!(
@@ -359,12 +402,21 @@ impl Offer<'_> {
             );
         }
         if !c.load.is_zero() {
-            let _ = write!(text, " + load {:.0} ({})", in_ms(c.load), self.model.residency);
+            let _ = write!(
+                text,
+                " + load {:.0} ({})",
+                in_ms(c.load),
+                self.model.residency
+            );
         }
         let _ = write!(text, " + prompt {:.1}", in_ms(c.ttft));
         let _ = match self.stats.samples {
             0 => write!(text, " (not measured yet; by hardware and size)"),
-            n => write!(text, " (measured {n} times, last {} s ago)", self.stats.age_s),
+            n => write!(
+                text,
+                " (measured {n} times, last {} s ago)",
+                self.stats.age_s
+            ),
         };
         text
     }
@@ -379,7 +431,11 @@ fn rejections(snapshot: &Snapshot, mut refused: Vec<(Refusal, usize)>) -> Vec<Re
     let word = |(refusal, at): (Refusal, usize)| {
         let advert = &snapshot.peers.get(at)?.advert;
         let reason = refusal.reason(advert);
-        Some(Rejected { node: advert.node, name: advert.name.clone(), reason })
+        Some(Rejected {
+            node: advert.node,
+            name: advert.name.clone(),
+            reason,
+        })
     };
     refused.into_iter().filter_map(word).collect()
 }
@@ -412,7 +468,9 @@ fn plain(name: &str) -> &str {
 
 fn is_meant(model: &ModelAdvert, need: &Need<'_>, name: &str) -> bool {
     plain(&model.name) == name
-        || need.digest.is_some_and(|d| !d.is_empty() && d == model.digest)
+        || need
+            .digest
+            .is_some_and(|d| !d.is_empty() && d == model.digest)
 }
 
 fn speed(advert: &Advert, model: &ModelAdvert) -> Stats {
@@ -430,12 +488,14 @@ fn speed(advert: &Advert, model: &ModelAdvert) -> Stats {
 }
 
 fn first_token(stats: &Stats, prompt_tokens: u32) -> f64 {
-    f64::from(stats.ttft_ms)
-        + f64::from(stats.ttft_per_ktok_ms) * f64::from(prompt_tokens) / 1000.0
+    f64::from(stats.ttft_ms) + f64::from(stats.ttft_per_ktok_ms) * f64::from(prompt_tokens) / 1000.0
 }
 
 fn rtt(peer: &Peer) -> Duration {
-    peer.paths.first().and_then(|p| p.rtt).unwrap_or_else(|| ms(UNKNOWN_RTT_MS))
+    peer.paths
+        .first()
+        .and_then(|p| p.rtt)
+        .unwrap_or_else(|| ms(UNKNOWN_RTT_MS))
 }
 
 fn queue(engine: &EngineAdvert, stats: &Stats) -> Duration {
@@ -449,7 +509,11 @@ fn queue(engine: &EngineAdvert, stats: &Stats) -> Duration {
 }
 
 fn loading(engine: &EngineAdvert, model: &ModelAdvert, stats: &Stats) -> Duration {
-    let starting = if engine.health == Health::Starting { STARTING_MS } else { 0.0 };
+    let starting = if engine.health == Health::Starting {
+        STARTING_MS
+    } else {
+        0.0
+    };
     let cold = match model.residency {
         Residency::Loaded | Residency::Pinned => 0.0,
         Residency::Loading if model.load_eta_ms > 0 => f64::from(model.load_eta_ms),

@@ -37,25 +37,38 @@ fn peer(n: u32, ttft: f32, change: impl FnOnce(&mut Peer, &mut Advert)) -> Arc<P
 }
 
 fn mesh(peers: Vec<Arc<Peer>>) -> Snapshot {
-    Snapshot { version: 1, me: None, peers }
+    Snapshot {
+        version: 1,
+        me: None,
+        peers,
+    }
 }
 
 fn order(snapshot: &Snapshot, need: &Need<'_>) -> Vec<u32> {
     let first = |n: &NodeId| u32::from_be_bytes(n.0[..4].try_into().unwrap());
-    rank(snapshot, need, Mono::ZERO).ranked.iter().map(|c| first(&c.node)).collect()
+    rank(snapshot, need, Mono::ZERO)
+        .ranked
+        .iter()
+        .map(|c| first(&c.node))
+        .collect()
 }
 
 #[test]
 fn the_fastest_to_first_output_is_first() {
     let mesh = mesh(vec![
         peer(1, 80.0, |_, _| {}),
-        peer(2, 50.0, |p, _| p.paths[0].rtt = Some(Duration::from_millis(100))),
+        peer(2, 50.0, |p, _| {
+            p.paths[0].rtt = Some(Duration::from_millis(100))
+        }),
         peer(3, 60.0, |_, _| {}),
     ]);
     assert_eq!(order(&mesh, &NEED), [3, 1, 2]);
     let best = &rank(&mesh, &NEED, Mono::ZERO).ranked[0];
     assert_eq!(best.cost.total(), Duration::from_millis(61));
-    assert!(best.reason.contains("61.0 ms") && best.reason.contains("measured 30"), "{best:?}");
+    assert!(
+        best.reason.contains("61.0 ms") && best.reason.contains("measured 30"),
+        "{best:?}"
+    );
 }
 
 #[test]
@@ -65,7 +78,16 @@ fn longer_prompts_follow_the_slope() {
         peer(2, 200.0, |_, a| a.models[0].stats.ttft_per_ktok_ms = 10.0),
     ]);
     assert_eq!(order(&mesh, &NEED), [1, 2]);
-    assert_eq!(order(&mesh, &Need { prompt_tokens: 4000, ..NEED }), [2, 1]);
+    assert_eq!(
+        order(
+            &mesh,
+            &Need {
+                prompt_tokens: 4000,
+                ..NEED
+            }
+        ),
+        [2, 1]
+    );
 }
 
 #[test]
@@ -103,20 +125,34 @@ fn unmeasured_speed_is_guessed_from_the_hardware() {
         peer(n, 0.0, move |_, a| {
             a.models[0].stats = Stats::default();
             if gb > 0 {
-                a.hardware.gpus =
-                    vec![Gpu { memory_total: gb * 1_000_000_000, ..Gpu::default() }];
+                a.hardware.gpus = vec![Gpu {
+                    memory_total: gb * 1_000_000_000,
+                    ..Gpu::default()
+                }];
             }
         })
     };
     let mesh = mesh(vec![unmeasured(1, 0), unmeasured(2, 12), unmeasured(3, 2)]);
     assert_eq!(order(&mesh, &NEED), [2, 1, 3]);
-    assert!(rank(&mesh, &NEED, Mono::ZERO).ranked[0].reason.contains("not measured yet"));
+    assert!(
+        rank(&mesh, &NEED, Mono::ZERO).ranked[0]
+            .reason
+            .contains("not measured yet")
+    );
 }
 
 #[test]
 fn a_conversation_stays_unless_another_is_clearly_better() {
-    let need = Need { sticky: Some(node(1)), ..NEED };
-    let against = |ttft| order(&mesh(vec![peer(1, 199.0, |_, _| {}), peer(2, ttft, |_, _| {})]), &need)[0];
+    let need = Need {
+        sticky: Some(node(1)),
+        ..NEED
+    };
+    let against = |ttft| {
+        order(
+            &mesh(vec![peer(1, 199.0, |_, _| {}), peer(2, ttft, |_, _| {})]),
+            &need,
+        )[0]
+    };
     assert_eq!(against(189.0), 1); // 10 ms better
     assert_eq!(against(169.0), 1); // 30 ms, but only 15 %
     assert_eq!(against(149.0), 2); // 50 ms, 25 %
@@ -139,11 +175,24 @@ fn a_migration_prefers_equal_weights_then_token_ids() {
         peer(3, 30.0, |_, _| {}),
         peer(4, 40.0, |_, a| a.models[0].name = "renamed".into()),
     ]);
-    let need = Need { digest: Some("sha256:m"), needs_token_ids: true, ..NEED };
+    let need = Need {
+        digest: Some("sha256:m"),
+        needs_token_ids: true,
+        ..NEED
+    };
     assert_eq!(order(&mesh, &need), [3, 4, 2, 1]);
     assert_eq!(order(&mesh, &NEED), [1, 2, 3]);
     // Unknown weights say nothing.
-    assert_eq!(order(&mesh, &Need { digest: Some(""), ..NEED }), [1, 2, 3]);
+    assert_eq!(
+        order(
+            &mesh,
+            &Need {
+                digest: Some(""),
+                ..NEED
+            }
+        ),
+        [1, 2, 3]
+    );
 }
 
 #[test]
@@ -165,7 +214,12 @@ fn who_cannot_is_rejected_with_the_reason() {
     let ranking = rank(&mesh, &NEED, Mono::ZERO);
     assert_eq!(ranking.ranked, []);
     let reason = |n: u32| {
-        ranking.rejected.iter().find(|r| r.node == node(n)).map(|r| r.reason.to_string()).unwrap()
+        ranking
+            .rejected
+            .iter()
+            .find(|r| r.node == node(n))
+            .map(|r| r.reason.to_string())
+            .unwrap()
     };
     for (n, word) in [
         (1, "down"),
@@ -194,7 +248,10 @@ fn one_node_offers_its_best_engine() {
     });
     let ranking = rank(&mesh(vec![p]), &NEED, Mono::ZERO);
     assert_eq!(ranking.ranked.len(), 1);
-    assert_eq!((ranking.ranked[0].engine, ranking.ranked[0].model.as_str()), (1, "m:latest"));
+    assert_eq!(
+        (ranking.ranked[0].engine, ranking.ranked[0].model.as_str()),
+        (1, "m:latest")
+    );
 }
 
 #[test]
@@ -203,24 +260,40 @@ fn this_node_has_no_path_to_itself() {
     let mut mesh = mesh(vec![p]);
     assert!(rank(&mesh, &NEED, Mono::ZERO).ranked[0].cost.rtt > Duration::ZERO);
     mesh.me = Some(node(1));
-    assert_eq!(rank(&mesh, &NEED, Mono::ZERO).ranked[0].cost.rtt, Duration::ZERO);
+    assert_eq!(
+        rank(&mesh, &NEED, Mono::ZERO).ranked[0].cost.rtt,
+        Duration::ZERO
+    );
 }
 
 #[test]
 fn a_long_list_is_cut_and_the_best_are_kept() {
-    let peers = (0..1000).map(|n| peer(n, 1000.0 - n as f32 / 2.0, |_, _| {})).collect();
+    let peers = (0..1000)
+        .map(|n| peer(n, 1000.0 - n as f32 / 2.0, |_, _| {}))
+        .collect();
     let mesh = mesh(peers);
     let best = order(&mesh, &NEED);
-    assert_eq!(best, (0..MAX_RANKED as u32).map(|i| 999 - i).collect::<Vec<_>>());
+    assert_eq!(
+        best,
+        (0..MAX_RANKED as u32).map(|i| 999 - i).collect::<Vec<_>>()
+    );
     // 5 ms behind the best, yet far beyond the list: still first.
-    let sticky = order(&mesh, &Need { sticky: Some(node(900)), ..NEED });
+    let sticky = order(
+        &mesh,
+        &Need {
+            sticky: Some(node(900)),
+            ..NEED
+        },
+    );
     assert_eq!((sticky[0], sticky[1], sticky.len()), (900, 999, MAX_RANKED));
 }
 
 #[test]
 fn near_names_are_found_and_placed() {
     let named = |n, names: &[&str]| {
-        peer(n, 1.0, |_, a| a.models = names.iter().map(|m| model(m, 0)).collect())
+        peer(n, 1.0, |_, a| {
+            a.models = names.iter().map(|m| model(m, 0)).collect()
+        })
     };
     let mesh = mesh(vec![
         named(1, &["mistral:7b", "llama3.2:3b"]),

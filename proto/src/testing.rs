@@ -69,9 +69,16 @@ pub fn advert_of(node: NodeId, epoch: u64, seq: u64) -> Advert {
         state: NodeState::Up,
         drain_ms: 0,
         role: Role::Agent,
-        addrs: vec![Addr::new(addr(u32::from_be_bytes([node.0[0], node.0[1], node.0[2], node.0[3]])))],
+        addrs: vec![Addr::new(addr(u32::from_be_bytes([
+            node.0[0], node.0[1], node.0[2], node.0[3],
+        ])))],
         swarm_port: 11401,
-        hardware: Hardware { os: "linux".to_owned(), cores: 8, battery: 255, ..Hardware::default() },
+        hardware: Hardware {
+            os: "linux".to_owned(),
+            cores: 8,
+            battery: 255,
+            ..Hardware::default()
+        },
         engines: vec![engine("llama")],
         models: vec![model("m", 0)],
         voices: Vec::new(),
@@ -83,5 +90,9 @@ pub const WALL_MS: u64 = 1_800_000_000_000;
 
 /// A stand-in where the signature is not looked at.
 pub fn unsigned() -> SignedAdvert {
-    SignedAdvert { certificate: Vec::new(), payload: Vec::new(), signature: [0; 64] }
+    SignedAdvert {
+        certificate: Vec::new(),
+        payload: Vec::new(),
+        signature: [0; 64],
+    }
 }

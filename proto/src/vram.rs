@@ -50,7 +50,11 @@ pub fn needed(file: u64, shape: Shape, context: u32) -> u64 {
 /// As [`needed`] where the shape is unknown: the cache of a model of this size at `context`
 /// tokens, taken from the models that homes run (128 KiB a token at 4-9 GB, 256 at 20 GB).
 pub fn needed_by_size(file: u64, context: u32) -> u64 {
-    let per_token = if file > 12_000_000_000 { 256 << 10 } else { 128 << 10 };
+    let per_token = if file > 12_000_000_000 {
+        256 << 10
+    } else {
+        128 << 10
+    };
     let all = file as f64 * (1.0 + ENGINE_SHARE)
         + f64::from(per_token) * f64::from(context)
         + ENGINE_GB * GB;
@@ -74,7 +78,10 @@ pub struct Range {
 impl Range {
     /// A range in gigabytes.
     pub fn gb(low: f64, high: f64) -> Self {
-        Range { low: (low * GB) as u64, high: (high * GB) as u64 }
+        Range {
+            low: (low * GB) as u64,
+            high: (high * GB) as u64,
+        }
     }
 }
 
@@ -107,7 +114,11 @@ mod tests {
     use super::*;
 
     const fn shape(layers: u32, kv_heads: u32, head_dim: u32) -> Shape {
-        Shape { layers, kv_heads, head_dim }
+        Shape {
+            layers,
+            kv_heads,
+            head_dim,
+        }
     }
 
     /// Name, file in GB, shape, the guide's range in GB.
@@ -161,7 +172,11 @@ mod tests {
             "qwen2.5:32b" => 24.0,
             _ => 48.0,
         };
-        let larger = [("mistral:7b", "qwen2.5:14b"), ("qwen2.5:14b", "qwen2.5:32b"), ("qwen2.5:32b", "70b")];
+        let larger = [
+            ("mistral:7b", "qwen2.5:14b"),
+            ("qwen2.5:14b", "qwen2.5:32b"),
+            ("qwen2.5:32b", "70b"),
+        ];
         for (chip, ram, most) in [
             ("M1", 16u64, "mistral:7b"),
             ("M1 Max", 64, "qwen2.5:32b"),
@@ -172,7 +187,10 @@ mod tests {
             let usable = usable_unified(ram * 1_000_000_000) as f64 / GB;
             assert!(need(most) <= usable, "{chip}: {most} in {usable:.1} GB");
             if let Some((_, next)) = larger.iter().find(|(m, _)| *m == most) {
-                assert!(need(next) + 3.0 > usable, "{chip}: {next} in {usable:.1} GB");
+                assert!(
+                    need(next) + 3.0 > usable,
+                    "{chip}: {next} in {usable:.1} GB"
+                );
             }
         }
         assert_eq!(usable_unified(1_000_000_000), 0);
@@ -182,7 +200,10 @@ mod tests {
     fn hostile_sizes_saturate() {
         let huge = shape(u32::MAX, u32::MAX, u32::MAX);
         assert_eq!(needed(u64::MAX, huge, u32::MAX), u64::MAX);
-        let all = [Range { low: u64::MAX, high: u64::MAX }; 3];
+        let all = [Range {
+            low: u64::MAX,
+            high: u64::MAX,
+        }; 3];
         assert_eq!(fit(&all, u64::MAX - 1), Fit::No);
     }
 }

@@ -42,7 +42,12 @@ impl Entry {
     /// This node's own entry.
     pub fn own(now: Mono) -> Self {
         let entry = Entry::other(Paths::default(), now);
-        Entry { own: true, was_alive: true, liveness: Liveness::Alive, ..entry }
+        Entry {
+            own: true,
+            was_alive: true,
+            liveness: Liveness::Alive,
+            ..entry
+        }
     }
 
     /// Another node's entry: suspect until it gives a sign of life.

@@ -101,7 +101,10 @@ pub struct Snapshot {
 impl Snapshot {
     /// The entry of `node`.
     pub fn get(&self, node: &NodeId) -> Option<&Arc<Peer>> {
-        let at = self.peers.binary_search_by(|p| p.advert.node.cmp(node)).ok()?;
+        let at = self
+            .peers
+            .binary_search_by(|p| p.advert.node.cmp(node))
+            .ok()?;
         self.peers.get(at)
     }
 }
@@ -195,7 +198,11 @@ impl Table {
             tombstones: Tombstones::default(),
             events: VecDeque::new(),
             counters: Counters::default(),
-            published: Arc::new(Snapshot { version: 0, me, peers: Vec::new() }),
+            published: Arc::new(Snapshot {
+                version: 0,
+                me,
+                peers: Vec::new(),
+            }),
             dirty: false,
             refresh_at: None,
         }
@@ -262,8 +269,12 @@ impl Table {
             self.goodbye(node, advert.epoch, now);
             return Merged::Updated;
         }
-        let Some(known) = known else { return self.add(advert, signed, direct, now) };
-        let Some(entry) = self.entries.get_mut(&node) else { return Merged::Stale };
+        let Some(known) = known else {
+            return self.add(advert, signed, direct, now);
+        };
+        let Some(entry) = self.entries.get_mut(&node) else {
+            return Merged::Stale;
+        };
         let merged = match mark.cmp(&known) {
             std::cmp::Ordering::Less => Merged::Stale,
             std::cmp::Ordering::Equal => Merged::Unchanged,
@@ -336,8 +347,12 @@ impl Table {
     /// Lets time pass: ages peers, forgets, publishes small changes. Call it at
     /// [`Table::next_wakeup`]; calling it more often does no harm.
     pub fn tick(&mut self, now: Mono) {
-        let nodes: Vec<NodeId> =
-            self.entries.iter().filter(|(_, e)| e.next_change() <= now).map(|(n, _)| *n).collect();
+        let nodes: Vec<NodeId> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| e.next_change() <= now)
+            .map(|(n, _)| *n)
+            .collect();
         for node in nodes {
             self.settle(node, now);
             if self.entries.get(&node).is_some_and(|e| e.is_forgotten(now)) {
@@ -345,7 +360,8 @@ impl Table {
             }
         }
         self.tombstones.expire(now);
-        self.strangers.retain(|_, (named, _)| now.since(*named) < timeouts::TABLE_FORGET);
+        self.strangers
+            .retain(|_, (named, _)| now.since(*named) < timeouts::TABLE_FORGET);
         if self.refresh_at.is_some_and(|at| at <= now) {
             self.dirty = true;
         }
@@ -356,10 +372,15 @@ impl Table {
         let ageing = self.entries.values().map(Entry::next_change).min();
         let named = self.strangers.values().map(|(named, _)| *named).min();
         let strangers = named.map(|at| at + timeouts::TABLE_FORGET);
-        [ageing.filter(|at| *at != entry::NEVER), strangers, self.tombstones.next(), self.refresh_at]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            ageing.filter(|at| *at != entry::NEVER),
+            strangers,
+            self.tombstones.next(),
+            self.refresh_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// The next event, oldest first. At most [`limits::MAX_TABLE_EVENTS`] wait; then the
@@ -374,9 +395,17 @@ impl Table {
             return None;
         }
         self.refresh_at = None;
-        let peers = self.entries.values_mut().filter_map(Entry::publish).collect();
+        let peers = self
+            .entries
+            .values_mut()
+            .filter_map(Entry::publish)
+            .collect();
         let version = self.published.version + 1;
-        self.published = Arc::new(Snapshot { version, me: self.me, peers });
+        self.published = Arc::new(Snapshot {
+            version,
+            me: self.me,
+            peers,
+        });
         Some(self.published.clone())
     }
 
@@ -392,7 +421,9 @@ impl Table {
 
     /// Nodes of which only addresses are known, each with them, best first: worth dialing.
     pub fn strangers(&self) -> impl Iterator<Item = (NodeId, Vec<SocketAddr>)> {
-        self.strangers.iter().map(|(node, (_, paths))| (*node, paths.addrs()))
+        self.strangers
+            .iter()
+            .map(|(node, (_, paths))| (*node, paths.addrs()))
     }
 
     /// Tombstones held, for tests and `doctor`.
@@ -419,8 +450,14 @@ impl Table {
             return Merged::Full;
         }
         self.tombstones.lift(&node);
-        let paths = self.strangers.remove(&node).map(|(_, paths)| paths).unwrap_or_default();
-        let probed = paths.last_ok().filter(|at| now.since(*at) < timeouts::TABLE_SUSPECT);
+        let paths = self
+            .strangers
+            .remove(&node)
+            .map(|(_, paths)| paths)
+            .unwrap_or_default();
+        let probed = paths
+            .last_ok()
+            .filter(|at| now.since(*at) < timeouts::TABLE_SUSPECT);
         let proven = if direct { Some(now) } else { probed };
         let mut entry = Entry::other(paths, now);
         entry.replace(advert, signed);
@@ -434,7 +471,10 @@ impl Table {
 
     /// Forgets the peer that has been down longest; false if none is down.
     fn make_room(&mut self, now: Mono) -> bool {
-        let down = self.entries.iter().filter(|(_, e)| e.liveness(now) == Liveness::Down);
+        let down = self
+            .entries
+            .iter()
+            .filter(|(_, e)| e.liveness(now) == Liveness::Down);
         let oldest = down.min_by_key(|(_, e)| e.heard()).map(|(node, _)| *node);
         if let Some(node) = oldest {
             self.forget(node, now);
@@ -453,7 +493,9 @@ impl Table {
     }
 
     fn sign_of_life(&mut self, node: NodeId, sign: Sign, now: Mono) {
-        let Some(entry) = self.entries.get_mut(&node) else { return };
+        let Some(entry) = self.entries.get_mut(&node) else {
+            return;
+        };
         let first = !entry.was_alive();
         if entry.sign_of_life(sign, now) {
             self.dirty = true;
@@ -471,8 +513,12 @@ impl Table {
 
     /// Brings the stored liveness of `node` up to `now` and tells what changed.
     fn settle(&mut self, node: NodeId, now: Mono) {
-        let Some(entry) = self.entries.get_mut(&node) else { return };
-        let Some(change) = entry.settle(now) else { return };
+        let Some(entry) = self.entries.get_mut(&node) else {
+            return;
+        };
+        let Some(change) = entry.settle(now) else {
+            return;
+        };
         let told = entry.was_alive();
         self.dirty = true;
         match change {
@@ -486,7 +532,11 @@ impl Table {
     fn stranger(&mut self, node: NodeId, now: Mono) -> &mut Paths {
         if self.strangers.len() >= limits::MAX_STRANGERS && !self.strangers.contains_key(&node) {
             // Hints are not authenticated: whoever floods us displaces the oldest only.
-            let oldest = self.strangers.iter().min_by_key(|(_, (at, _))| *at).map(|(n, _)| *n);
+            let oldest = self
+                .strangers
+                .iter()
+                .min_by_key(|(_, (at, _))| *at)
+                .map(|(n, _)| *n);
             if let Some(oldest) = oldest {
                 self.strangers.remove(&oldest);
             }

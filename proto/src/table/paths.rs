@@ -48,7 +48,11 @@ impl Slot {
     fn weight(&self) -> Duration {
         let near = matches!(self.path.kind, PathKind::Loopback | PathKind::Lan);
         let rtt = self.path.rtt.unwrap_or_default();
-        if near { rtt } else { rtt.saturating_add(TUNNEL) }
+        if near {
+            rtt
+        } else {
+            rtt.saturating_add(TUNNEL)
+        }
     }
 }
 
@@ -64,10 +68,15 @@ impl Paths {
     /// the list changed.
     pub fn advertise(&mut self, addrs: &[Addr], fresh: bool) -> bool {
         let before = self.addrs();
-        let addrs: Vec<SocketAddr> =
-            addrs.iter().map(Addr::socket).filter(is_dialable).take(MAX_PATHS).collect();
+        let addrs: Vec<SocketAddr> = addrs
+            .iter()
+            .map(Addr::socket)
+            .filter(is_dialable)
+            .take(MAX_PATHS)
+            .collect();
         let named = |s: &Slot| addrs.contains(&s.path.addr);
-        self.slots.retain(|s| named(s) || !s.advertised || s.tier() == Tier::Works);
+        self.slots
+            .retain(|s| named(s) || !s.advertised || s.tier() == Tier::Works);
         for slot in &mut self.slots {
             if fresh || (named(slot) && !slot.advertised) {
                 slot.failed_at = None;
@@ -85,7 +94,8 @@ impl Paths {
     /// list changed.
     pub fn hint(&mut self, addr: SocketAddr) -> bool {
         let known = self.slots.iter().any(|s| s.path.addr == addr);
-        let room = self.slots.len() < MAX_PATHS || self.slots.iter().any(|s| s.tier() != Tier::Works);
+        let room =
+            self.slots.len() < MAX_PATHS || self.slots.iter().any(|s| s.tier() != Tier::Works);
         if known || !room {
             return false;
         }
@@ -152,8 +162,17 @@ impl Paths {
             let worst = (0..self.slots.len()).max_by_key(|at| badness(&self.slots[*at]));
             worst.map(|at| self.slots.remove(at));
         }
-        let path = Path { addr, kind: Addr::new(addr).kind, rtt: None, ok_at: None };
-        self.slots.push(Slot { path, failed_at: None, advertised: false });
+        let path = Path {
+            addr,
+            kind: Addr::new(addr).kind,
+            rtt: None,
+            ok_at: None,
+        };
+        self.slots.push(Slot {
+            path,
+            failed_at: None,
+            advertised: false,
+        });
         let last = self.slots.len() - 1;
         &mut self.slots[last]
     }
@@ -161,14 +180,19 @@ impl Paths {
     fn sort(&mut self) {
         let incumbent = self.slots.first().map(|s| s.path.addr);
         // Stable: equal ones stay in the order of the advert, which is the peer's own wish.
-        self.slots.sort_by_key(|s| (s.tier(), s.weight(), !s.advertised, s.failed_at));
-        let Some(at) = self.slots.iter().position(|s| Some(s.path.addr) == incumbent) else {
+        self.slots
+            .sort_by_key(|s| (s.tier(), s.weight(), !s.advertised, s.failed_at));
+        let Some(at) = self
+            .slots
+            .iter()
+            .position(|s| Some(s.path.addr) == incumbent)
+        else {
             return;
         };
         let (old, new) = (&self.slots[at], &self.slots[0]);
         let near = |s: &Slot| matches!(s.path.kind, PathKind::Loopback | PathKind::Lan);
-        let clearly = new.weight() < old.weight().mul_f64(STAY_SHARE)
-            && old.weight() - new.weight() >= STAY;
+        let clearly =
+            new.weight() < old.weight().mul_f64(STAY_SHARE) && old.weight() - new.weight() >= STAY;
         let home = near(new) && !near(old);
         if at > 0 && old.tier() == Tier::Works && !clearly && !home {
             self.slots[..=at].rotate_right(1);

@@ -20,7 +20,13 @@ impl T {
         T(Table::new(Some(node(0))))
     }
     fn say(&mut self, n: u32, epoch: u64, seq: u64, direct: bool, ms: u64) -> Merged {
-        self.0.merge(advert_of(node(n), epoch, seq), unsigned(), direct, at(ms), WALL)
+        self.0.merge(
+            advert_of(node(n), epoch, seq),
+            unsigned(),
+            direct,
+            at(ms),
+            WALL,
+        )
     }
     fn left(&mut self, n: u32, epoch: u64, ms: u64) -> Merged {
         let mut advert = advert_of(node(n), epoch, 99);
@@ -37,7 +43,14 @@ impl T {
     }
     fn paths(&mut self, n: u32) -> Vec<SocketAddr> {
         self.0.changed();
-        self.0.snapshot().get(&node(n)).unwrap().paths.iter().map(|p| p.addr).collect()
+        self.0
+            .snapshot()
+            .get(&node(n))
+            .unwrap()
+            .paths
+            .iter()
+            .map(|p| p.addr)
+            .collect()
     }
 }
 
@@ -70,8 +83,12 @@ fn silence_ages_and_a_probe_revives() {
     t.0.probe_ok(node(1), addr(1), rtt(300), at(3000));
     assert_eq!(t.liveness(1, 3000), Some(Liveness::Alive));
     let n = node(1);
-    let expected =
-        [TableEvent::Joined(n), TableEvent::Suspect(n), TableEvent::Down(n), TableEvent::Back(n)];
+    let expected = [
+        TableEvent::Joined(n),
+        TableEvent::Suspect(n),
+        TableEvent::Down(n),
+        TableEvent::Back(n),
+    ];
     assert_eq!(t.events(), expected);
 }
 
@@ -110,7 +127,10 @@ fn who_left_does_not_come_back_by_late_gossip() {
     for (epoch, seq, direct) in [(5, 1, false), (5, 100, false), (4, 7, true), (5, 2, true)] {
         assert_eq!(t.say(1, epoch, seq, direct, 20), Merged::Tombstoned);
     }
-    assert_eq!(t.events(), [TableEvent::Joined(node(1)), TableEvent::Left(node(1))]);
+    assert_eq!(
+        t.events(),
+        [TableEvent::Joined(node(1)), TableEvent::Left(node(1))]
+    );
     // A new start does bring it back.
     assert_eq!(t.say(1, 6, 0, true, 30), Merged::New);
     assert_eq!(t.liveness(1, 30), Some(Liveness::Alive));
@@ -157,9 +177,11 @@ fn tombstones_end() {
 fn a_clock_more_than_a_day_off_is_refused() {
     let mut t = T::new();
     let hour = 3_600_000i64;
-    for (off, merged) in
-        [(25 * hour, Merged::New), (27 * hour, Merged::OutsideWindow), (-27 * hour, Merged::OutsideWindow)]
-    {
+    for (off, merged) in [
+        (25 * hour, Merged::New),
+        (27 * hour, Merged::OutsideWindow),
+        (-27 * hour, Merged::OutsideWindow),
+    ] {
         let mut advert = advert_of(node(1), 1, 1);
         advert.wall_ms = WALL_MS.saturating_add_signed(off);
         assert_eq!(t.0.merge(advert, unsigned(), true, at(0), WALL), merged);
@@ -239,7 +261,12 @@ fn paths_are_bounded_and_hints_displace_nothing_that_works() {
     let mut paths = t.paths(1);
     paths.sort();
     assert_eq!(paths, (1..=8).map(addr).collect::<Vec<_>>());
-    for bad in ["0.0.0.0:1", "224.0.0.251:5353", "255.255.255.255:9", "10.0.0.1:0"] {
+    for bad in [
+        "0.0.0.0:1",
+        "224.0.0.251:5353",
+        "255.255.255.255:9",
+        "10.0.0.1:0",
+    ] {
         t.0.hint(node(2), bad.parse().unwrap(), at(1));
     }
     assert_eq!(t.0.strangers().count(), 0);
@@ -281,7 +308,10 @@ fn snapshots_appear_only_when_something_matters() {
     let second = t.0.changed().unwrap();
     assert!(second.version > first.version);
     // Untouched entries are shared, not copied.
-    assert!(Arc::ptr_eq(second.get(&node(2)).unwrap(), first.get(&node(2)).unwrap()));
+    assert!(Arc::ptr_eq(
+        second.get(&node(2)).unwrap(),
+        first.get(&node(2)).unwrap()
+    ));
     // A sign of life alone is gathered...
     t.0.probe_ok(node(1), addr(1), rtt(310), at(20));
     assert!(t.0.changed().is_none());

@@ -34,7 +34,9 @@ impl Tombstones {
 
     /// Whether an advert of `node` with `mark` is buried at `now`.
     pub fn covers(&self, node: &NodeId, mark: Mark, now: Mono) -> bool {
-        self.buried.get(node).is_some_and(|(buried, until)| mark <= *buried && now < *until)
+        self.buried
+            .get(node)
+            .is_some_and(|(buried, until)| mark <= *buried && now < *until)
     }
 
     /// Something newer came: `node` is back.
