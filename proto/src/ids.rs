@@ -52,8 +52,13 @@ pub struct ParseIdError {
 impl FromStr for NodeId {
     type Err = ParseIdError;
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let err = ParseIdError { what: "node id", expected: "52 base32 characters" };
-        let bytes = BASE32_NOPAD.decode(s.to_ascii_uppercase().as_bytes()).map_err(|_| err)?;
+        let err = ParseIdError {
+            what: "node id",
+            expected: "52 base32 characters",
+        };
+        let bytes = BASE32_NOPAD
+            .decode(s.to_ascii_uppercase().as_bytes())
+            .map_err(|_| err)?;
         Ok(NodeId(bytes.try_into().map_err(|_| err)?))
     }
 }
@@ -102,8 +107,13 @@ impl fmt::Debug for MeshId {
 impl FromStr for MeshId {
     type Err = ParseIdError;
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let err = ParseIdError { what: "mesh id", expected: "64 hexadecimal digits" };
-        let bytes = HEXLOWER.decode(s.to_ascii_lowercase().as_bytes()).map_err(|_| err)?;
+        let err = ParseIdError {
+            what: "mesh id",
+            expected: "64 hexadecimal digits",
+        };
+        let bytes = HEXLOWER
+            .decode(s.to_ascii_lowercase().as_bytes())
+            .map_err(|_| err)?;
         Ok(MeshId(bytes.try_into().map_err(|_| err)?))
     }
 }

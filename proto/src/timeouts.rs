@@ -19,6 +19,14 @@ pub const INITIAL_RTT: Duration = Duration::from_millis(80);
 /// The next path of a dial starts this long after the one before, unless that one failed: a
 /// path on the home's own network answers within it, and only then is the only one tried.
 pub const RACE_STEP: Duration = Duration::from_millis(20);
+/// A reattachment that has not been answered by now is backed up by a migration: on a LAN
+/// the answer takes one round trip.
+pub const ATTACH_SUSPECT: Duration = Duration::from_millis(100);
+/// A silent attempt that nobody could stand in for is given up: the connection's own idle
+/// time-out has passed, with a margin.
+pub const SILENCE_GIVE_UP: Duration = Duration::from_secs(6);
+/// A stalled attempt that nobody could stand in for is given up after this at the earliest.
+pub const STALL_GIVE_UP: Duration = Duration::from_secs(60);
 /// No token although frames come: never before this, whatever was learned.
 pub const STALL_MIN: Duration = Duration::from_millis(1000);
 /// No token although frames come: always by this, unless the engine reports that its load

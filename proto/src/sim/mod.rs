@@ -1,1 +1,3 @@
-//! (being written)
+//! The seeded simulator: a virtual clock, lossy links, faults.
+
+pub mod session;

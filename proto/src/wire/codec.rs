@@ -103,11 +103,18 @@ pub fn encode<R: Record>(record: &R, out: &mut Vec<u8>) -> Result<(), DecodeErro
         }
         (Err(e), _) => {
             out.truncate(start);
-            Err(DecodeError::Malformed { name: R::NAME, reason: e.to_string() })
+            Err(DecodeError::Malformed {
+                name: R::NAME,
+                reason: e.to_string(),
+            })
         }
         _ => {
             out.truncate(start);
-            Err(DecodeError::TooLarge { kind: R::KIND, len, limit })
+            Err(DecodeError::TooLarge {
+                kind: R::KIND,
+                len,
+                limit,
+            })
         }
     }
 }
@@ -145,15 +152,21 @@ pub fn body<R: Record>(bytes: &[u8]) -> Result<R, DecodeError> {
 pub fn body_with_rest<R: Record>(bytes: &[u8]) -> Result<(R, &[u8]), DecodeError> {
     let limit = R::CLASS.limit();
     if bytes.len() > limit {
-        return Err(DecodeError::TooLarge { kind: R::KIND, len: bytes.len(), limit });
+        return Err(DecodeError::TooLarge {
+            kind: R::KIND,
+            len: bytes.len(),
+            limit,
+        });
     }
     let decoded = match R::CLASS {
         Class::Small => bounded::<R, { limits::MAX_SMALL_RECORD }>(bytes),
         Class::Medium => bounded::<R, { limits::MAX_MEDIUM_RECORD }>(bytes),
         Class::Large => bounded::<R, { limits::MAX_RECORD }>(bytes),
     };
-    let (record, used) = decoded
-        .map_err(|e| DecodeError::Malformed { name: R::NAME, reason: e.to_string() })?;
+    let (record, used) = decoded.map_err(|e| DecodeError::Malformed {
+        name: R::NAME,
+        reason: e.to_string(),
+    })?;
     Ok((record, bytes.get(used..).unwrap_or_default()))
 }
 
@@ -173,12 +186,20 @@ fn bounded<R: Record, const N: usize>(
 /// The header claims more than any record may have.
 #[allow(clippy::type_complexity)]
 pub fn split(bytes: &[u8]) -> Result<Option<(u16, &[u8], &[u8])>, DecodeError> {
-    let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
+    let Some((head, rest)) = bytes.split_first_chunk::<HEADER>() else {
+        return Ok(None);
+    };
     let (kind, len) = header(*head);
     if len > limits::MAX_RECORD {
-        return Err(DecodeError::TooLarge { kind, len, limit: limits::MAX_RECORD });
+        return Err(DecodeError::TooLarge {
+            kind,
+            len,
+            limit: limits::MAX_RECORD,
+        });
     }
-    Ok(rest.split_at_checked(len).map(|(body, rest)| (kind, body, rest)))
+    Ok(rest
+        .split_at_checked(len)
+        .map(|(body, rest)| (kind, body, rest)))
 }
 
 /// Declares an enum that travels as one byte and keeps codes that this version does not

@@ -82,7 +82,12 @@ impl WireError {
             }
             message.truncate(end);
         }
-        WireError { code, message, field: None, retry_after_ms: 0 }
+        WireError {
+            code,
+            message,
+            field: None,
+            retry_after_ms: 0,
+        }
     }
 
     /// Names the request field to blame.

@@ -13,7 +13,7 @@ mod stream;
 pub use codec::{Class, DecodeError, Record};
 pub use error::{ErrorCode, WireError};
 pub use generate::{
-    Accepted, Attach, Chunk, Done, Draining, FinishReason, GenerateRequest, GenFrame, InputKind,
+    Accepted, Attach, Chunk, Done, Draining, FinishReason, GenFrame, GenerateRequest, InputKind,
     Phase, Progress, Sampling, Token, Usage,
 };
 pub use node::{

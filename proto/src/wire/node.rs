@@ -130,7 +130,11 @@ impl Addr {
             IpAddr::V4(v4) => v4.to_ipv6_mapped(),
             IpAddr::V6(v6) => v6,
         };
-        Addr { ip: ip.octets(), port: addr.port(), kind: kind_of(addr.ip()) }
+        Addr {
+            ip: ip.octets(),
+            port: addr.port(),
+            kind: kind_of(addr.ip()),
+        }
     }
 
     /// As a socket address.

@@ -1,0 +1,67 @@
+//! When an attempt becomes suspect, and when it is given up.
+
+use super::Reason;
+use super::attempt::{Attempt, Stage};
+use crate::time::Mono;
+use crate::timeouts::{
+    ATTACH_SUSPECT, DIAL, DIAL_SUSPECT, LOAD_MAX, SILENCE_GIVE_UP, STALL_GIVE_UP, STALL_MAX,
+    STALL_MIN,
+};
+use crate::wire::Phase;
+use std::time::Duration;
+
+impl Attempt {
+    /// When it becomes suspect if nothing comes, and why.
+    pub(super) fn suspect_at(&self) -> (Mono, Reason) {
+        match self.stage {
+            Stage::Dialing if self.attach => (self.opened + ATTACH_SUSPECT, Reason::DialSlow),
+            Stage::Dialing => (self.opened + DIAL_SUSPECT, Reason::DialSlow),
+            _ => {
+                let silent = self.heard + self.silence_bound();
+                let stalled = self.advanced + self.stall_bound();
+                if silent <= stalled {
+                    (silent, Reason::Silence)
+                } else {
+                    (stalled, Reason::Stall)
+                }
+            }
+        }
+    }
+
+    /// When it is given up if nothing comes, and why.
+    pub(super) fn give_up_at(&self) -> (Mono, Reason) {
+        match self.stage {
+            Stage::Dialing => (self.opened + DIAL, Reason::Unreachable),
+            _ => {
+                let silent = self.heard + SILENCE_GIVE_UP;
+                let stalled = self.advanced + self.stall_bound().max(STALL_GIVE_UP);
+                if silent <= stalled {
+                    (silent, Reason::Silence)
+                } else {
+                    (stalled, Reason::Stall)
+                }
+            }
+        }
+    }
+
+    /// The first frame takes a round trip that this path may not have shown yet.
+    fn silence_bound(&self) -> Duration {
+        let bound = self.silence.bound();
+        if self.alive {
+            bound
+        } else {
+            bound.max(DIAL_SUSPECT)
+        }
+    }
+
+    /// Eight times what the ranking expects of this engine is no longer its usual jitter. A
+    /// queue or a load that reports itself may take as long as a load takes.
+    fn stall_bound(&self) -> Duration {
+        let expected = match (self.stage, self.phase) {
+            (_, Some((Phase::Queued | Phase::Loading, _))) => return LOAD_MAX,
+            (Stage::Producing, _) => self.candidate.expected_itl,
+            _ => self.candidate.expected_ttft,
+        };
+        (expected * 8).clamp(STALL_MIN, STALL_MAX)
+    }
+}

@@ -1,0 +1,175 @@
+//! What a failed attempt does: count, reattach, make room for the next.
+
+use super::attempt::{Attempt, AttemptId};
+use super::machine::{Loss, NEVER, Session, Tried};
+use super::{Closed, Effect, Failure, How, Note, Output, Reason};
+use crate::ids::NodeId;
+use crate::limits::MAX_ATTEMPTS;
+use crate::time::Mono;
+use crate::timeouts::BUSY_RETRY;
+use crate::wire::{Attach, ErrorCode, WireError};
+use std::time::Duration;
+
+impl Session {
+    pub(super) fn refused(&mut self, id: AttemptId, error: WireError, now: Mono) {
+        let code = error.code;
+        if !code.elsewhere() && self.delivered.is_empty() {
+            self.attempts.retain(|a| a.id != id);
+            return self.end(Output::Failed(Failure::Refused(error)));
+        }
+        if code == ErrorCode::Busy {
+            let after = match error.retry_after_ms {
+                0 => BUSY_RETRY,
+                ms => Duration::from_millis(u64::from(ms)),
+            };
+            self.busy = Some(self.busy.map_or(after, |b| b.min(after)));
+        }
+        let attach = self.find(id).is_some_and(|a| a.attach);
+        let out_until = match code {
+            // Nothing is lost yet: the caller hears `busy` and decides.
+            ErrorCode::Busy if self.delivered.is_empty() => NEVER,
+            ErrorCode::Busy => now + self.busy.unwrap_or(BUSY_RETRY),
+            // A refused reattachment says nothing of a new generation there.
+            code if code.is_failure() || attach => Mono::ZERO,
+            _ => NEVER,
+        };
+        if let Some(tried) = self.find(id).map(|a| (a.node(), a.candidate.engine)) {
+            self.tried(tried).out_until = out_until;
+        }
+        self.last_refusal = Some(error);
+        self.fail(id, Reason::Refused(code));
+    }
+
+    pub(super) fn closed(&mut self, id: AttemptId, closed: Closed, now: Mono) {
+        let reason = match closed {
+            Closed::Refused(error) => return self.refused(id, error, now),
+            Closed::Unreachable(_) => Reason::Unreachable,
+            Closed::Protocol(_) => Reason::Protocol,
+            Closed::Ended => Reason::EndedEarly,
+            Closed::Lost(_) => Reason::Lost,
+        };
+        if reason != Reason::Lost || !self.reattach(id, now) {
+            self.fail(id, reason);
+        }
+    }
+
+    /// The connection broke but the generation may still run: ask for the rest of it. A
+    /// backup follows at once if that is not answered within a round trip or so.
+    pub(super) fn reattach(&mut self, id: AttemptId, now: Mono) -> bool {
+        let Some(lost) = self.find(id) else {
+            return false;
+        };
+        let (Some(generation), false) = (lost.generation, lost.attach) else {
+            return false;
+        };
+        let (candidate, have, digest) = (lost.candidate.clone(), lost.next, lost.digest.clone());
+        if self.next_id >= MAX_ATTEMPTS {
+            return false;
+        }
+        let was_current = self.current == Some(id);
+        self.drop_attempt(id);
+        if was_current {
+            self.record_loss(candidate.node, digest.clone(), Reason::Lost);
+        }
+        let mut attempt = self.attempt(candidate, have as usize, now);
+        attempt.attach = true;
+        attempt.generation = Some(generation);
+        attempt.digest = digest;
+        self.effects.push_back(Effect::Open {
+            attempt: attempt.id,
+            node: attempt.node(),
+            engine: attempt.candidate.engine,
+            model: attempt.candidate.model.clone(),
+            how: How::Attach(Attach { generation, have }),
+        });
+        self.last_reason = Some(Reason::Lost);
+        // The generation is the same one: what is held stays valid, and its tokens go on
+        // where they stopped.
+        if was_current {
+            self.current = Some(attempt.id);
+            self.loss = None;
+        }
+        self.attempts.push(attempt);
+        true
+    }
+
+    /// The attempt is over. Others go on, or the next candidate is sought.
+    pub(super) fn fail(&mut self, id: AttemptId, reason: Reason) {
+        let Some(failed) = self.find(id) else { return };
+        let (node, engine) = (failed.node(), failed.candidate.engine);
+        let digest = failed.digest.clone();
+        if !matches!(&reason, Reason::Refused(code) if !code.is_failure()) {
+            self.tried((node, engine)).failures += 1;
+        }
+        self.drop_attempt(id);
+        self.effects.push_back(Effect::Reset(id));
+        if self.current == Some(id) {
+            self.record_loss(node, digest, reason.clone());
+            self.current = None;
+            self.hold = false;
+            // Held text of a lost producer was received in order and is good; half a
+            // character or stop sequence is not, and the next engine makes it again.
+            while self
+                .held
+                .last()
+                .is_some_and(|(c, x)| c.text.is_empty() && x.is_empty())
+            {
+                self.held.pop();
+            }
+            if self.attempts.is_empty() {
+                self.flush();
+            }
+            self.held.clear();
+        }
+        self.effects.push_back(Effect::Note(Note::AttemptFailed {
+            node,
+            engine,
+            reason: reason.clone(),
+        }));
+        self.last_reason = Some(reason.clone());
+        if !self.attempts.is_empty() {
+            // A suspect that lost its backup gets another.
+            return self.seek_backup();
+        }
+        if !self.delivered.is_empty() && !self.config.spliceable {
+            return self.end(Output::Failed(Failure::Incomplete { reason }));
+        }
+        self.rank();
+    }
+
+    pub(super) fn tried(&mut self, (node, engine): (NodeId, u16)) -> &mut Tried {
+        let at = self
+            .tried
+            .iter()
+            .position(|t| t.node == node && t.engine == engine);
+        let at = at.unwrap_or_else(|| {
+            self.tried.push(Tried {
+                node,
+                engine,
+                failures: 0,
+                out_until: Mono::ZERO,
+            });
+            self.tried.len() - 1
+        });
+        &mut self.tried[at]
+    }
+
+    pub(super) fn record_loss(&mut self, from: NodeId, digest: String, reason: Reason) {
+        let last_token = self.last_token;
+        self.loss.get_or_insert(Loss {
+            from,
+            digest,
+            reason,
+            last_token,
+        });
+    }
+
+    pub(super) fn loss_of(&self, attempt: &Attempt) -> Loss {
+        Loss {
+            from: attempt.node(),
+            digest: attempt.digest.clone(),
+            reason: attempt.trouble(),
+            last_token: self.last_token,
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What a frame does: deliver, hold, take over, end.
+
+use super::attempt::{AttemptId, Stage};
+use super::machine::Session;
+use super::{Effect, Output, Reason, Seam};
+use crate::limits::MAX_TOKENS;
+use crate::time::Mono;
+use crate::wire::{Done, GenFrame, Token};
+
+impl Session {
+    pub(super) fn frame(&mut self, id: AttemptId, frame: GenFrame, now: Mono) {
+        let Some(attempt) = self.find(id) else { return };
+        attempt.hear(now);
+        match frame {
+            GenFrame::Accepted(accepted) => {
+                attempt.generation = Some(accepted.generation);
+                attempt.exact = accepted.exact;
+                attempt.digest = accepted.digest;
+                self.lift(id);
+            }
+            GenFrame::Progress(p) => {
+                attempt.progress(p.phase, p.done, now);
+                self.lift(id);
+                if self.delivered.is_empty() {
+                    let (phase, done, total) = (p.phase, p.done, p.total);
+                    self.emit(Output::Progress { phase, done, total });
+                }
+            }
+            GenFrame::Token(token) => self.token(id, token, now),
+            GenFrame::Done(done) => self.done(id, done, now),
+            GenFrame::Draining(_) => self.leaving(id, now),
+            GenFrame::Error(error) => self.refused(id, error, now),
+        }
+    }
+
+    /// A suspicion of silence is lifted by any frame, so that it can arise anew; the backup
+    /// goes on, since a peer that was silent may be so again before it produces.
+    pub(super) fn lift(&mut self, id: AttemptId) {
+        if let Some(a) = self.find(id)
+            && matches!(a.suspect, Some(Reason::Silence | Reason::DialSlow))
+        {
+            a.suspect = None;
+        }
+    }
+
+    pub(super) fn token(&mut self, id: AttemptId, token: Token, now: Mono) {
+        let expected = self.delivered.len();
+        let Some(attempt) = self.find(id) else { return };
+        if token.index != attempt.next || token.index >= MAX_TOKENS {
+            return self.fail(id, Reason::Protocol);
+        }
+        attempt.next += 1;
+        attempt.stage = Stage::Producing;
+        attempt.advanced = now;
+        let index = token.index as usize;
+        if self.current == Some(id) {
+            return self.deliver_from_current(id, token, now);
+        }
+        match self.delivered.get(index) {
+            // The overlap of a backup that started while a draining peer went on.
+            Some(chunk) if chunk.text == token.chunk.text => {}
+            Some(_) => self.diverged(id),
+            None if index == expected => {
+                self.take_over(id, now);
+                self.deliver_from_current(id, token, now);
+            }
+            None => self.fail(id, Reason::Protocol),
+        }
+    }
+
+    pub(super) fn deliver_from_current(&mut self, id: AttemptId, token: Token, now: Mono) {
+        let Some(attempt) = self.find(id) else { return };
+        attempt.suspect = None;
+        if !attempt.draining {
+            // The original produces again before its backup did: it goes on alone.
+            self.reset_others(id);
+            self.loss = None;
+        }
+        self.last_token = now;
+        let has_text = !token.chunk.text.is_empty() || !token.extra.is_empty();
+        self.held.push((token.chunk, token.extra));
+        if has_text && !self.hold {
+            self.flush();
+        }
+    }
+
+    /// Emits what was held.
+    pub(super) fn flush(&mut self) {
+        for (chunk, extra) in std::mem::take(&mut self.held) {
+            let index = u32::try_from(self.delivered.len()).unwrap_or(u32::MAX);
+            let (text, tokens) = (chunk.text.clone(), chunk.tokens);
+            self.delivered.push(chunk);
+            self.emit(Output::Token {
+                index,
+                text,
+                tokens,
+                extra,
+            });
+        }
+    }
+
+    /// `id` is the first to produce: it goes on, whoever else runs is reset.
+    pub(super) fn take_over(&mut self, id: AttemptId, now: Mono) {
+        self.held.clear();
+        self.hold = false;
+        let previous = self.current.replace(id);
+        let lost = self.loss.take().or_else(|| {
+            let attempt = self.attempts.iter().find(|a| Some(a.id) == previous)?;
+            Some(self.loss_of(attempt))
+        });
+        self.reset_others(id);
+        let Some(attempt) = self.attempts.iter().find(|a| a.id == id) else {
+            return;
+        };
+        let to = attempt.node();
+        self.digest.clone_from(&attempt.digest);
+        if !self.started {
+            self.started = true;
+            let why = attempt.candidate.reason.clone();
+            return self.emit(Output::Started { node: to, why });
+        }
+        let Some(lost) = lost else { return };
+        let same = attempt.digest == lost.digest && !attempt.digest.is_empty();
+        let exact = attempt.attach || self.delivered.is_empty() || (attempt.exact && same);
+        let change = Output::PeerChanged {
+            from: lost.from,
+            to,
+            seam: if exact { Seam::Exact } else { Seam::Continued },
+            gap: now.since(lost.last_token),
+            backup_ttft: now.since(attempt.opened),
+            reason: lost.reason,
+        };
+        self.emit(change);
+    }
+
+    /// The backup's overlap differs from what was delivered: hold the draining producer and
+    /// ask again from this very point.
+    pub(super) fn diverged(&mut self, id: AttemptId) {
+        self.drop_attempt(id);
+        self.effects.push_back(Effect::Reset(id));
+        self.hold = true;
+        self.rank();
+    }
+
+    pub(super) fn done(&mut self, id: AttemptId, done: Done, now: Mono) {
+        let Some(attempt) = self.find(id) else { return };
+        if attempt.next != done.frames {
+            return self.fail(id, Reason::Protocol);
+        }
+        if self.current != Some(id) {
+            if done.frames as usize != self.delivered.len() {
+                return self.diverged(id);
+            }
+            self.take_over(id, now);
+        }
+        self.flush();
+        self.learn(id);
+        self.attempts.retain(|a| a.id != id);
+        self.end(Output::Done {
+            finish: done.finish,
+            usage: done.usage,
+        });
+    }
+}

@@ -1,0 +1,335 @@
+//! The machine: one `match` on the input; what it calls stands below it.
+
+use super::attempt::{Attempt, AttemptId, Stage};
+use super::{Config, Effect, Failure, How, Input, Note, Output, Reason, Silence};
+use crate::ids::NodeId;
+use crate::limits::{MAX_ATTEMPTS, MAX_PARALLEL_ATTEMPTS};
+use crate::rank::Candidate;
+use crate::time::Mono;
+use crate::timeouts::WAIT_FOR_PEER;
+use crate::wire::{Chunk, WireError};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// An engine that failed this often within one session is not asked again by it.
+const MAX_FAILURES: u32 = 2;
+/// Beyond the life of any session.
+pub(super) const NEVER: Mono = Mono::from_micros(u64::MAX);
+
+/// What is known of an engine that was tried.
+#[derive(Debug)]
+pub(super) struct Tried {
+    pub(super) node: NodeId,
+    pub(super) engine: u16,
+    /// Failures, at most [`MAX_FAILURES`].
+    pub(super) failures: u32,
+    /// It refused: not asked again before this (busy), or at all (no such model, context).
+    pub(super) out_until: Mono,
+}
+
+/// The producer that was lost or suspected, until somebody goes on.
+#[derive(Debug, Clone)]
+pub(super) struct Loss {
+    pub(super) from: NodeId,
+    pub(super) digest: String,
+    pub(super) reason: Reason,
+    pub(super) last_token: Mono,
+}
+
+/// One request; see the module's documentation.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) config: Config,
+    pub(super) attempts: Vec<Attempt>,
+    /// Whoever produced last.
+    pub(super) current: Option<AttemptId>,
+    pub(super) next_id: u32,
+    pub(super) delivered: Vec<Chunk>,
+    /// Received from `current` but not yet emitted: text-less chunks, and everything while the
+    /// producer is held. Each with its `extra`.
+    pub(super) held: Vec<(Chunk, String)>,
+    /// The draining producer is held, so that a backup can start from a fixed point.
+    pub(super) hold: bool,
+    pub(super) tried: Vec<Tried>,
+    pub(super) loss: Option<Loss>,
+    pub(super) last_token: Mono,
+    pub(super) last_reason: Option<Reason>,
+    pub(super) last_refusal: Option<WireError>,
+    pub(super) busy: Option<Duration>,
+    /// A ranking was asked for.
+    pub(super) ranking: bool,
+    /// When the last one came.
+    pub(super) last_rank: Mono,
+    /// Nobody can go on at the moment; until when to wait.
+    pub(super) waiting_until: Option<Mono>,
+    pub(super) started: bool,
+    /// Of the latest producer's weights; empty = unknown.
+    pub(super) digest: String,
+    pub(super) ended: bool,
+    pub(super) effects: VecDeque<Effect>,
+}
+
+impl Session {
+    /// A session that asks for a ranking first.
+    pub fn new(config: Config, now: Mono) -> Self {
+        Session {
+            config,
+            attempts: Vec::with_capacity(MAX_PARALLEL_ATTEMPTS),
+            current: None,
+            next_id: 0,
+            delivered: Vec::new(),
+            held: Vec::new(),
+            hold: false,
+            tried: Vec::new(),
+            loss: None,
+            last_token: now,
+            last_reason: None,
+            last_refusal: None,
+            busy: None,
+            ranking: true,
+            last_rank: now,
+            waiting_until: None,
+            started: false,
+            digest: String::new(),
+            ended: false,
+            effects: VecDeque::from([Effect::Rank]),
+        }
+    }
+
+    /// Takes in what happened. Inputs of attempts that were reset, and everything after the
+    /// terminal event, are ignored.
+    pub fn handle(&mut self, input: Input, now: Mono) {
+        if self.ended {
+            return;
+        }
+        match input {
+            Input::Candidates(candidates) => self.candidates(candidates, now),
+            Input::Opened(id) => {
+                if let Some(a) = self.find(id) {
+                    a.stage = Stage::Waiting;
+                    a.heard = now;
+                }
+            }
+            Input::Frame(id, frame) => self.frame(id, frame, now),
+            Input::Closed(id, closed) => self.closed(id, closed, now),
+            Input::PeerGoing(node) => self.peer_going(node, now),
+            Input::Wake => self.wake(now),
+            Input::Cancel => self.end(Output::Failed(Failure::Cancelled)),
+        }
+    }
+
+    /// The next effect; to be drained after every input.
+    pub fn poll(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// When [`Input::Wake`] is due; `None` once the session has ended.
+    pub fn next_wake(&self) -> Option<Mono> {
+        if self.ended {
+            return None;
+        }
+        let attempts = self.attempts.iter().flat_map(|a| {
+            let give_up = a.give_up_at().0;
+            // A suspect has had its backup; what is left is giving it up.
+            [
+                if a.suspect.is_some() {
+                    give_up
+                } else {
+                    a.suspect_at().0
+                },
+                give_up,
+            ]
+        });
+        // Whoever was busy may be asked again; the ranking that follows asks only once each.
+        let retry = self.waiting_until.and_then(|_| self.next_retry());
+        attempts.chain(self.waiting_until).chain(retry).min()
+    }
+
+    /// Nobody can go on or back up at the moment: news of the peer table are welcome.
+    pub fn is_waiting(&self) -> bool {
+        !self.ended && (self.waiting_until.is_some() || self.wants_backup())
+    }
+
+    pub(super) fn next_retry(&self) -> Option<Mono> {
+        self.tried
+            .iter()
+            .map(|t| t.out_until)
+            .filter(|at| *at > self.last_rank)
+            .min()
+    }
+
+    /// A suspect goes on alone, and a backup would be of use.
+    pub(super) fn wants_backup(&self) -> bool {
+        let may_splice = self.config.spliceable || self.delivered.is_empty();
+        may_splice && matches!(self.attempts.as_slice(), [only] if only.needs_backup())
+    }
+
+    /// The terminal event has been emitted.
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// The digest of the weights that made what was delivered: a backup should have the same.
+    pub fn digest(&self) -> Option<&str> {
+        Some(self.digest.as_str()).filter(|d| !d.is_empty())
+    }
+
+    /// The pieces that were delivered.
+    pub fn delivered(&self) -> &[Chunk] {
+        &self.delivered
+    }
+
+    /// The peers of the running attempts.
+    pub fn peers(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.attempts.iter().map(Attempt::node)
+    }
+
+    // ----- candidates -------------------------------------------------------------------
+
+    pub(super) fn candidates(&mut self, candidates: Vec<Candidate>, now: Mono) {
+        self.last_rank = now;
+        let welcome = std::mem::take(&mut self.ranking) || self.is_waiting();
+        if !welcome || self.attempts.len() >= MAX_PARALLEL_ATTEMPTS {
+            return;
+        }
+        match self.choose(candidates, now) {
+            Some(candidate) => self.open(candidate, now),
+            None if !self.attempts.is_empty() => {}
+            None => self.nobody(now),
+        }
+    }
+
+    /// The best candidate that is not at work, not out, and has failed least.
+    pub(super) fn choose(&self, candidates: Vec<Candidate>, now: Mono) -> Option<Candidate> {
+        let failures = |c: &Candidate| {
+            let tried = self
+                .tried
+                .iter()
+                .find(|t| t.node == c.node && t.engine == c.engine);
+            let fit = |t: &Tried| now >= t.out_until && t.failures < MAX_FAILURES;
+            tried.map_or(Some(0), |t| fit(t).then_some(t.failures))
+        };
+        candidates
+            .into_iter()
+            .filter(|c| !c.draining && self.attempts.iter().all(|a| a.node() != c.node))
+            .filter_map(|c| failures(&c).map(|f| (f, c)))
+            // Stable: among equals the ranking's order stands.
+            .min_by_key(|(f, _)| *f)
+            .map(|(_, c)| c)
+    }
+
+    pub(super) fn open(&mut self, candidate: Candidate, now: Mono) {
+        if self.next_id >= MAX_ATTEMPTS {
+            if self.attempts.is_empty() {
+                self.give_up();
+            }
+            return;
+        }
+        self.waiting_until = None;
+        let prefix = self.delivered.clone();
+        let attempt = self.attempt(candidate, prefix.len(), now);
+        self.effects.push_back(Effect::Open {
+            attempt: attempt.id,
+            node: attempt.candidate.node,
+            engine: attempt.candidate.engine,
+            model: attempt.candidate.model.clone(),
+            how: How::Generate(prefix),
+        });
+        if let Some(original) = self.attempts.first() {
+            let after = now.since(original.heard);
+            self.effects.push_back(Effect::Note(Note::Backup {
+                node: attempt.node(),
+                after,
+            }));
+        }
+        self.attempts.push(attempt);
+    }
+
+    pub(super) fn attempt(&mut self, candidate: Candidate, next: usize, now: Mono) -> Attempt {
+        let id = AttemptId(self.next_id);
+        self.next_id += 1;
+        let learned = self
+            .config
+            .silence
+            .iter()
+            .find(|(n, _)| *n == candidate.node);
+        let silence = learned.map_or_else(Silence::default, |(_, s)| *s);
+        Attempt::new(
+            id,
+            candidate,
+            u32::try_from(next).unwrap_or(u32::MAX),
+            now,
+            silence,
+        )
+    }
+
+    /// No attempt runs and nobody can be asked.
+    pub(super) fn nobody(&mut self, now: Mono) {
+        if self.delivered.is_empty() && self.held.is_empty() {
+            return self.give_up();
+        }
+        let until = *self.waiting_until.get_or_insert(now + WAIT_FOR_PEER);
+        if now >= until {
+            self.give_up();
+        }
+    }
+
+    /// Ends with the failure that tells the caller most.
+    pub(super) fn give_up(&mut self) {
+        let reason = self.last_reason.clone().unwrap_or(Reason::Unreachable);
+        let failure = if !self.delivered.is_empty() {
+            Failure::Interrupted { reason }
+        } else if let Some(retry_after) = self.busy {
+            Failure::Busy { retry_after }
+        } else if let Some(refusal) = self.last_refusal.take() {
+            Failure::Refused(refusal)
+        } else {
+            Failure::NoPeer
+        };
+        self.end(Output::Failed(failure));
+    }
+
+    // ----- small parts ------------------------------------------------------------------
+
+    pub(super) fn rank(&mut self) {
+        if !std::mem::replace(&mut self.ranking, true) {
+            self.effects.push_back(Effect::Rank);
+        }
+    }
+
+    pub(super) fn find(&mut self, id: AttemptId) -> Option<&mut Attempt> {
+        self.attempts.iter_mut().find(|a| a.id == id)
+    }
+
+    pub(super) fn drop_attempt(&mut self, id: AttemptId) {
+        self.learn(id);
+        self.attempts.retain(|a| a.id != id);
+    }
+
+    pub(super) fn learn(&mut self, id: AttemptId) {
+        if let Some(a) = self.attempts.iter().find(|a| a.id == id && a.alive) {
+            let (node, silence) = (a.node(), a.silence);
+            self.effects
+                .push_back(Effect::Note(Note::Learned { node, silence }));
+        }
+    }
+
+    pub(super) fn reset_others(&mut self, keep: AttemptId) {
+        while let Some(at) = self.attempts.iter().position(|a| a.id != keep) {
+            let other = self.attempts.remove(at);
+            self.effects.push_back(Effect::Reset(other.id));
+        }
+    }
+
+    pub(super) fn emit(&mut self, output: Output) {
+        self.effects.push_back(Effect::Emit(output));
+    }
+
+    pub(super) fn end(&mut self, output: Output) {
+        for attempt in std::mem::take(&mut self.attempts) {
+            self.effects.push_back(Effect::Reset(attempt.id));
+        }
+        self.emit(output);
+        self.ended = true;
+    }
+}

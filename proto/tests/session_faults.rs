@@ -1,0 +1,99 @@
+//! Thousands of random fault schedules against the session machine.
+//!
+//! Each seed draws agents, paths and faults (kill, freeze, cut, hang, engine failure, early
+//! end, a skipped token, busy, drain) and runs the real machine in the simulator. The rules:
+//! no token lost, none doubled, order kept, the text equal to an uninterrupted run where the
+//! engines are deterministic, exactly one terminal event, and it comes last.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::time::Duration;
+use unamesh_proto::session::{Failure, Output};
+use unamesh_proto::sim::session::{Report, Scenario, run};
+
+/// Enough for the bar of 10,000 schedules, split over the two families below.
+const SCHEDULES: u64 = 20_000;
+
+fn check(seed: u64, scenario: &Scenario) -> Report {
+    let report = run(scenario);
+    assert!(
+        report.violation.is_none(),
+        "seed {seed}: {}\n{scenario:#?}\n{:#?}",
+        report.violation.as_deref().unwrap_or_default(),
+        report.outputs,
+    );
+    report
+}
+
+/// With one agent that never fails, a spliceable answer always completes, and never keeps the
+/// caller waiting longer than the bounds allow.
+#[test]
+fn an_answer_survives_everything_while_one_peer_is_left() {
+    let mut changed = 0;
+    let mut longest = Duration::ZERO;
+    for seed in 0..SCHEDULES {
+        let scenario = Scenario::random(seed, false);
+        let report = check(seed, &scenario);
+        let last = &report.outputs.last().unwrap().1;
+        if scenario.cancel_at.is_none() && scenario.spliceable {
+            assert!(
+                matches!(last, Output::Done { .. }),
+                "seed {seed}: {last:?}\n{scenario:#?}\n{:#?}",
+                report.outputs
+            );
+        }
+        changed += u64::from(
+            report
+                .outputs
+                .iter()
+                .any(|(_, o)| matches!(o, Output::PeerChanged { .. })),
+        );
+        // Every fault may cost one suspicion (a stall: at least 1 s, 8x the usual 120 ms TTFT
+        // at most) and one more TTFT. What must not be spliced has no backup: it waits until
+        // the connection and then the reattachment are known to be lost.
+        let faults: usize = scenario.nodes.iter().map(|n| n.faults.len()).sum();
+        let bound = match scenario.spliceable {
+            true => Duration::from_millis(400 + 1600 * (faults as u64 + 1)),
+            false => Duration::from_secs(6 * (faults as u64 + 1)),
+        };
+        assert!(
+            report.longest_wait <= bound,
+            "seed {seed}: waited {:?}, bound {bound:?}\n{scenario:#?}\n{:#?}",
+            report.longest_wait,
+            report.outputs
+        );
+        if scenario.spliceable {
+            longest = longest.max(report.longest_wait);
+        }
+    }
+    println!("{SCHEDULES} schedules: {changed} answers changed peer, longest wait {longest:?}");
+    assert!(
+        changed > SCHEDULES / 10,
+        "the faults must bite: only {changed} changed peer"
+    );
+}
+
+/// Where every agent may fail, the answer may be lost, but never silently and never wrongly.
+#[test]
+fn without_a_reliable_peer_it_ends_with_a_typed_error_that_loses_nothing() {
+    let mut failed = 0;
+    for seed in 0..SCHEDULES {
+        let scenario = Scenario::random(seed ^ 0xdead_0000, true);
+        let report = check(seed, &scenario);
+        let tokens = report
+            .outputs
+            .iter()
+            .filter(|(_, o)| matches!(o, Output::Token { .. }))
+            .count();
+        if let Output::Failed(failure) = &report.outputs.last().unwrap().1 {
+            failed += 1;
+            match failure {
+                Failure::Interrupted { .. } | Failure::Incomplete { .. } => assert!(tokens > 0),
+                Failure::NoPeer | Failure::Busy { .. } | Failure::Refused(_) => {
+                    assert_eq!(tokens, 0, "seed {seed}: {:#?}", report.outputs);
+                }
+                Failure::Cancelled => assert!(scenario.cancel_at.is_some()),
+            }
+        }
+    }
+    println!("{SCHEDULES} schedules without a reliable peer: {failed} ended with an error");
+}
