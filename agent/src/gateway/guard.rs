@@ -3,15 +3,16 @@
 //! A web page can make its visitor's browser send requests to 127.0.0.1. Three checks keep
 //! it out: the `Host` must be this machine (a page that rebinds its own name to a loopback
 //! address still sends its own name), an `Origin` must be of this machine too, and the mesh
-//! API wants the token from the state directory. Where the owner opened the gateway to the
-//! network, callers from outside need that token for everything.
+//! API wants the token from the state directory. Callers from other machines need that token
+//! for everything, unless the owner said `gateway.open`.
 
 use super::GatewayState;
 use super::error::{ApiError, INVALID};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use std::net::{IpAddr, SocketAddr};
-use subtle::ConstantTimeEq;
 use unamesh_proto::limits;
+
+const BEARER: &str = "Bearer ";
 
 /// Checks a request's head; `remote` is where its connection comes from.
 ///
@@ -26,9 +27,9 @@ pub fn check(
     check_host(state, uri, headers)?;
     check_origin(state, headers)?;
     let local = remote.to_canonical().is_loopback();
-    // An open gateway still tells everybody that it is there; it says nothing else.
-    let public = matches!(uri.path(), "/" | "/health");
-    if uri.path().starts_with("/unamesh/") || (!local && !public) {
+    // Whoever can reach it may see that it is there, which is all that these two say.
+    let public = state.open || matches!(uri.path(), "/" | "/health");
+    if uri.path().starts_with("/unamesh/") || !(local || public) {
         check_token(state, headers)?;
     }
     Ok(())
@@ -81,15 +82,12 @@ fn check_origin(state: &GatewayState, headers: &HeaderMap) -> Result<(), ApiErro
 }
 
 fn check_token(state: &GatewayState, headers: &HeaderMap) -> Result<(), ApiError> {
-    let given = headers
-        .get(header::AUTHORIZATION)
-        .map_or(&b""[..], |v| v.as_bytes());
-    let given = match given.split_at_checked(7) {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => token,
-        _ => b"",
-    };
-    // An empty token would let everybody in; it means that none could be made.
-    if !state.token.is_empty() && bool::from(given.ct_eq(state.token.as_bytes())) {
+    let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    let token = given.and_then(|text| match text.split_at_checked(BEARER.len()) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case(BEARER) => Some(token),
+        _ => None,
+    });
+    if token.is_some_and(|token| state.token.matches(token)) {
         return Ok(());
     }
     Err(ApiError::new(

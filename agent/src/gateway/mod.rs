@@ -25,6 +25,7 @@ pub mod source;
 pub mod sse;
 pub mod view;
 
+use crate::state::AdminToken;
 use axum::Router;
 use axum::routing::{get, post};
 use std::net::SocketAddr;
@@ -42,8 +43,10 @@ pub struct GatewayState {
     pub source: Arc<dyn Generate>,
     /// The agent around the gateway.
     pub control: Arc<dyn Control>,
-    /// The bearer token of the mesh API; empty = nobody gets in.
-    pub token: Arc<str>,
+    /// Opens the mesh API.
+    pub token: AdminToken,
+    /// `gateway.open`: callers from other machines need no token for the OpenAI endpoints.
+    pub open: bool,
     /// Where it listens, as bound.
     pub listen: SocketAddr,
     /// Ends it.

@@ -47,11 +47,8 @@ pub fn openai_models(snapshot: &Snapshot) -> impl Iterator<Item = Value> + '_ {
 
 /// `GET /unamesh/v1/peers`.
 pub fn peers(snapshot: &Snapshot, now: Mono) -> Value {
-    snapshot
-        .peers
-        .iter()
-        .map(|p| peer(p, snapshot.me, now))
-        .collect()
+    let all = snapshot.peers.iter().map(|p| peer(p, snapshot.me, now));
+    json!({"peers": all.collect::<Vec<_>>()})
 }
 
 /// `GET /unamesh/v1/models`.
@@ -72,7 +69,7 @@ pub fn models(snapshot: &Snapshot) -> Value {
             "peers": places,
         })
     });
-    all.collect()
+    json!({"models": all.collect::<Vec<_>>()})
 }
 
 /// `GET /unamesh/v1/why`.

@@ -25,6 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use unamesh_agent::gateway::source::{Event, PeerRef, Ranking, Request};
+use unamesh_agent::state::{AdminToken, StateDir};
 use unamesh_agent::gateway::{self, Control, ControlError, GatewayState, Generate, InviteOptions};
 use unamesh_proto::table::{Liveness, Peer, Snapshot};
 use unamesh_proto::wire::{
@@ -35,8 +36,6 @@ use unamesh_proto::{Mono, NodeId};
 
 /// Nothing here may take longer.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// The token of the mesh API.
-pub const TOKEN: &str = "test-token";
 
 /// What a scripted answer does next.
 #[derive(Clone, Debug)]
@@ -168,6 +167,7 @@ pub struct TestGateway {
     pub source: Arc<ScriptedGenerate>,
     /// Sends events.
     pub events: broadcast::Sender<Arc<Value>>,
+    token: AdminToken,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
@@ -191,10 +191,14 @@ impl TestGateway {
         });
         let events = broadcast::Sender::new(4);
         let stop = CancellationToken::new();
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::open(dir.path()).unwrap();
+        let (token, _) = AdminToken::load_or_create(&state_dir).unwrap();
         let state = GatewayState {
             source: source.clone(),
             control: Arc::new(EchoControl(events.clone())),
-            token: TOKEN.into(),
+            token: token.clone(),
+            open: false,
             listen: addr,
             stop: stop.clone(),
         };
@@ -203,9 +207,15 @@ impl TestGateway {
             addr,
             source,
             events,
+            token,
             stop,
             task,
         }
+    }
+
+    /// What opens the mesh API.
+    pub fn token(&self) -> &str {
+        self.token.reveal()
     }
 
     /// Stops it and waits for the end.
@@ -254,7 +264,7 @@ impl TestGateway {
     /// A request to the mesh API, with the token.
     pub async fn mesh(&self, method: &str, path: &str, body: impl Into<Bytes>) -> Reply {
         let request = self.request(method, &format!("/unamesh/v1/{path}"));
-        let request = request.header("authorization", format!("Bearer {TOKEN}"));
+        let request = request.header("authorization", format!("Bearer {}", self.token()));
         self.send(request.body(Full::new(body.into())).unwrap())
             .await
     }
