@@ -82,7 +82,9 @@ fn check_origin(state: &GatewayState, headers: &HeaderMap) -> Result<(), ApiErro
 }
 
 fn check_token(state: &GatewayState, headers: &HeaderMap) -> Result<(), ApiError> {
-    let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    let given = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|v| v.to_str().ok());
     let token = given.and_then(|text| match text.split_at_checked(BEARER.len()) {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case(BEARER) => Some(token),
         _ => None,

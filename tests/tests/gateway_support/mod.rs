@@ -25,8 +25,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use unamesh_agent::gateway::source::{Event, PeerRef, Ranking, Request};
-use unamesh_agent::state::{AdminToken, StateDir};
 use unamesh_agent::gateway::{self, Control, ControlError, GatewayState, Generate, InviteOptions};
+use unamesh_agent::state::{AdminToken, StateDir};
 use unamesh_proto::table::{Liveness, Peer, Snapshot};
 use unamesh_proto::wire::{
     Advert, EngineAdvert, EngineKind, FinishReason, Hardware, Health, ModelAdvert, ModelKind,
