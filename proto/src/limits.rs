@@ -89,3 +89,6 @@ pub const MAX_ENGINE_LINE: usize = 1024 * 1024;
 pub const MAX_ENGINE_BODY: usize = 16 * 1024 * 1024;
 /// The text of an error that travels.
 pub const MAX_ERROR_TEXT: usize = 2048;
+/// Idle connections kept to one engine. llama.cpp is given one (its server blocks a thread of
+/// a small pool for each).
+pub const MAX_ENGINE_IDLE: usize = 8;

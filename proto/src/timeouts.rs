@@ -79,6 +79,19 @@ pub const ENGINE_POLL: Duration = Duration::from_secs(2);
 pub const ENGINE_HEALTH: Duration = Duration::from_millis(1500);
 /// Connecting to an engine (loopback, or the LAN at most).
 pub const ENGINE_CONNECT: Duration = Duration::from_millis(1000);
+/// What an engine does before it starts (rendering a template, counting tokens) takes no longer.
+pub const ENGINE_PREPARE: Duration = Duration::from_secs(10);
+/// An engine that has not sent its headers by now is asked what it is doing: loading, mostly.
+pub const ENGINE_HEADERS: Duration = Duration::from_millis(50);
+/// How often that is asked again.
+pub const ENGINE_LOADING_POLL: Duration = Duration::from_millis(500);
+/// How long Ollama keeps a model in memory after its last use: a lesson with its pauses. It is
+/// sent with every request, since Ollama's own five minutes are shorter than a break.
+pub const ENGINE_KEEP_ALIVE: Duration = Duration::from_secs(30 * 60);
+/// A port that may hold an engine and answers nothing by now holds none of ours.
+pub const DETECT: Duration = Duration::from_millis(500);
+/// How often the standard ports are looked at for engines that were started later.
+pub const DETECT_EVERY: Duration = Duration::from_secs(10);
 /// `retry_after` of a `busy` answer when nothing better is known.
 pub const BUSY_RETRY: Duration = Duration::from_millis(500);
 /// The first restart of a managed engine waits this long; doubles up to [`RESTART_MAX`].
@@ -90,3 +103,9 @@ pub const RESTART_MAX: Duration = Duration::from_secs(30);
 pub const HTTP_HEAD: Duration = Duration::from_secs(30);
 /// A request's body must have arrived by then: 8 MiB over slow Wi-Fi.
 pub const HTTP_BODY: Duration = Duration::from_secs(30);
+/// A managed engine that ran this long is healthy: the next restart waits [`RESTART_MIN`] again.
+pub const RESTART_RESET: Duration = Duration::from_secs(60);
+/// A managed engine that was asked to stop (SIGTERM) is killed after this. Within [`SHUTDOWN`].
+pub const STOP_ENGINE: Duration = Duration::from_secs(2);
+/// A managed engine that is being started: how often its health is asked.
+pub const ENGINE_START_POLL: Duration = Duration::from_millis(100);

@@ -1,6 +1,26 @@
 //! Engines: what computes. One trait, an adapter per API.
+//!
+//! - [`llamacpp`], [`ollama`], [`openai`]: the adapters; [`auto`] finds out which one fits.
+//! - [`registry`]: asks all engines how they are, publishes the catalog, picks one.
+//! - [`managed`]: engines that the agent itself starts, watches and stops.
+//! - [`detect`]: which API answers where.
+//! - [`http`], [`lines`], [`stream`], [`request`], [`refusal`]: what the adapters share.
+
+pub mod auto;
+pub mod detect;
+pub mod http;
+pub mod lines;
+pub mod llamacpp;
+pub mod managed;
+pub mod ollama;
+pub mod openai;
+pub mod refusal;
+pub mod registry;
+pub mod request;
+pub mod stream;
 
 use futures_util::stream::BoxStream;
+use http::{Http, UrlError};
 use std::sync::Arc;
 use unamesh_proto::wire::{
     Chunk, EngineKind, FinishReason, GenerateRequest, Health, ModelAdvert, Phase, Usage,
@@ -128,8 +148,9 @@ pub trait Engine: Send + Sync + 'static {
     /// An engine that is merely busy answers `Ok` with [`Health::Busy`].
     ///
     /// # Errors
-    /// [`EngineError::Down`] if nobody answers, [`EngineError::Failed`] if the answer is not
-    /// of this API.
+    /// [`EngineError::Down`] if nobody answers, [`EngineError::Busy`] if the connection is taken
+    /// and no answer comes in time (the registry knows whether that means busy or dead),
+    /// [`EngineError::Failed`] if the answer is not of this API.
     async fn describe(&self) -> Result<EngineInfo, EngineError>;
 
     /// Starts a generation after `request.prefix`. Resolves when the engine answered with its
@@ -139,3 +160,54 @@ pub trait Engine: Send + Sync + 'static {
     /// See [`EngineError`]; nothing was delivered.
     async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError>;
 }
+
+/// The words of an error are read up to this many bytes.
+const MAX_ERROR_BODY: usize = 64 * 1024;
+
+/// llama.cpp's server has a small pool of threads and blocks one for each idle connection.
+const LLAMA_CPP_IDLE: usize = 1;
+
+/// Where an engine is and how to talk to it.
+#[derive(Clone, Debug)]
+pub struct EngineSpec {
+    /// Its name in adverts.
+    pub name: String,
+    /// `None`: find out.
+    pub kind: Option<EngineKind>,
+    /// Where it answers; plain HTTP.
+    pub url: url::Url,
+    /// Requests at the same time; `None` = as the engine says, or its kind's default.
+    pub slots: Option<u16>,
+    /// Sent as a bearer token.
+    pub api_key: Option<String>,
+}
+
+/// The adapter for `spec`. Connects to nothing yet.
+///
+/// # Errors
+/// The URL or the key cannot be used.
+pub fn adapter(spec: &EngineSpec) -> Result<Arc<dyn Engine>, UrlError> {
+    let key = spec.api_key.as_deref();
+    let (name, slots) = (spec.name.clone(), spec.slots);
+    let Some(kind) = spec.kind else {
+        return Ok(Arc::new(auto::Auto::new(spec.clone())?));
+    };
+    Ok(match kind {
+        EngineKind::LlamaCpp => {
+            let http = Http::with_idle(&spec.url, key, LLAMA_CPP_IDLE)?;
+            Arc::new(llamacpp::LlamaCpp::new(name, http, slots))
+        }
+        EngineKind::Ollama => {
+            Arc::new(ollama::Ollama::new(name, Http::new(&spec.url, key)?, slots))
+        }
+        kind => Arc::new(openai::OpenAi::new(
+            name,
+            kind,
+            Http::new(&spec.url, key)?,
+            slots,
+        )),
+    })
+}
+
+#[cfg(test)]
+mod faults;

@@ -1,0 +1,420 @@
+//! A lean HTTP/1.1 client for engines: one exchange at a time on a connection, no task of its
+//! own.
+//!
+//! The time to the first token runs through here, so the connection is driven *inline*: whoever
+//! awaits the answer or reads the body polls the socket in the same task, without a hop to a
+//! background task. Two properties follow:
+//!
+//! - Dropping a [`Body`] before its end drops the socket with it. The engine sees the connection
+//!   close at once and stops its work; there is nothing to cancel.
+//! - An idle connection costs a socket and no task. That it was closed meanwhile is seen when it
+//!   is taken out of the pool; if the engine closes it in the very moment of a request, the
+//!   request is sent once more on a fresh connection (an engine's answers have no side effect).
+//!
+//! Engines stand on the same machine or the LAN and speak plain HTTP; `https` is refused with
+//! a typed error.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::{Body as _, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use unamesh_proto::limits::{MAX_ENGINE_BODY, MAX_ENGINE_IDLE};
+use unamesh_proto::timeouts::ENGINE_CONNECT;
+use url::Url;
+
+/// Why an exchange failed. Nothing of it says anything about the request itself.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HttpError {
+    /// No connection; nothing was sent.
+    #[error("{0}")]
+    Connect(String),
+    /// The connection broke, or what came was no HTTP.
+    #[error("the connection broke: {0}")]
+    Broken(String),
+    /// The answer exceeds its limit, in bytes.
+    #[error("the answer exceeds {0} bytes")]
+    TooLarge(usize),
+    /// No answer within this time.
+    #[error("no answer within {} ms", .0.as_millis())]
+    Late(Duration),
+    /// The answer is not the JSON that this API gives.
+    #[error("the answer is not of this API: {0}")]
+    Rubbish(String),
+}
+
+/// The URL of an engine cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UrlError {
+    /// Only `http` is spoken.
+    #[error("{0}: only http:// engines are supported; put a TLS engine behind a local proxy")]
+    Scheme(Url),
+    /// It names no host.
+    #[error("{0}: names no host")]
+    NoHost(Url),
+    /// The API key holds characters that no header may.
+    #[error("the API key of {0} is not a valid header value")]
+    Key(Url),
+}
+
+/// A client of one engine. Cheap to clone; clones share the idle connections.
+#[derive(Clone)]
+pub struct Http {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    host: String,
+    port: u16,
+    authority: HeaderValue,
+    /// Before each path; no slash at its end.
+    prefix: String,
+    key: Option<HeaderValue>,
+    max_idle: usize,
+    /// Last in, first out: the warmest connection first.
+    idle: Mutex<Vec<Link>>,
+}
+
+impl Http {
+    /// A client of the engine at `url`; a path in it comes before every request's path, and
+    /// `key` is sent as a bearer token.
+    ///
+    /// # Errors
+    /// The URL or the key cannot be used.
+    pub fn new(url: &Url, key: Option<&str>) -> Result<Http, UrlError> {
+        Http::with_idle(url, key, MAX_ENGINE_IDLE)
+    }
+
+    /// The same, with at most `max_idle` idle connections.
+    ///
+    /// # Errors
+    /// The URL or the key cannot be used.
+    pub fn with_idle(url: &Url, key: Option<&str>, max_idle: usize) -> Result<Http, UrlError> {
+        if url.scheme() != "http" {
+            return Err(UrlError::Scheme(url.clone()));
+        }
+        let host = url
+            .host_str()
+            .ok_or_else(|| UrlError::NoHost(url.clone()))?;
+        let port = url.port_or_known_default().unwrap_or(80);
+        let authority = HeaderValue::from_str(&format!("{host}:{port}"))
+            .map_err(|_| UrlError::NoHost(url.clone()))?;
+        let key = match key {
+            None => None,
+            Some(key) => {
+                let mut value = HeaderValue::from_str(&format!("Bearer {key}"))
+                    .map_err(|_| UrlError::Key(url.clone()))?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+        };
+        Ok(Http {
+            inner: Arc::new(Inner {
+                host: host
+                    .trim_start_matches('[')
+                    .trim_end_matches(']')
+                    .to_owned(),
+                port,
+                authority,
+                prefix: url.path().trim_end_matches('/').to_owned(),
+                key,
+                max_idle,
+                idle: Mutex::new(Vec::new()),
+            }),
+        })
+    }
+
+    /// Asks for `path` and reads the whole answer as JSON, all within `limit`.
+    ///
+    /// # Errors
+    /// See [`HttpError`]. A status other than 2xx is no error here: `Ok(Err(..))` carries it.
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        limit: Duration,
+    ) -> Result<Result<T, (StatusCode, Bytes)>, HttpError> {
+        within(limit, self.json(Method::GET, path, Bytes::new())).await
+    }
+
+    /// Posts JSON to `path` and reads the whole answer as JSON, all within `limit`.
+    ///
+    /// # Errors
+    /// As for [`Http::get`].
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Result<T, (StatusCode, Bytes)>, HttpError> {
+        within(limit, self.json(Method::POST, path, body)).await
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Result<T, (StatusCode, Bytes)>, HttpError> {
+        let reply = self.send(method, path, body).await?;
+        let status = reply.status;
+        let bytes = reply.body.collect(MAX_ENGINE_BODY).await?;
+        if !status.is_success() {
+            return Ok(Err((status, bytes)));
+        }
+        serde_json::from_slice(&bytes)
+            .map(Ok)
+            .map_err(|e| HttpError::Rubbish(e.to_string()))
+    }
+
+    /// Posts JSON to `path`; resolves with the answer's head. Waits as long as it takes: the
+    /// engine may be reading a prompt or loading a model.
+    ///
+    /// # Errors
+    /// [`HttpError::Connect`] or [`HttpError::Broken`].
+    pub async fn stream(&self, path: &str, body: Bytes) -> Result<Reply, HttpError> {
+        self.send(Method::POST, path, body).await
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, HttpError> {
+        if let Some(mut link) = self.idle().await {
+            // A failure here means that the engine closed an idle connection under our hands.
+            if let Ok(answer) = link
+                .exchange(self.request(&method, path, body.clone())?)
+                .await
+            {
+                return Ok(self.reply(answer, link));
+            }
+        }
+        let mut link = self.connect().await?;
+        let answer = link.exchange(self.request(&method, path, body)?).await?;
+        Ok(self.reply(answer, link))
+    }
+
+    fn reply(&self, answer: Response<Incoming>, link: Link) -> Reply {
+        let (head, incoming) = answer.into_parts();
+        let body = Body {
+            incoming,
+            link: Some(link),
+            home: self.inner.clone(),
+        };
+        Reply {
+            status: head.status,
+            body,
+        }
+    }
+
+    fn request(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, HttpError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.inner.prefix))
+            .header(header::HOST, self.inner.authority.clone());
+        if method == Method::POST {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        if let Some(key) = &self.inner.key {
+            request = request.header(header::AUTHORIZATION, key.clone());
+        }
+        request
+            .body(Full::new(body))
+            .map_err(|e| HttpError::Broken(e.to_string()))
+    }
+
+    /// An idle connection that still lives.
+    async fn idle(&self) -> Option<Link> {
+        loop {
+            let mut link = lock(&self.inner.idle).pop()?;
+            if poll_fn(|cx| Poll::Ready(link.is_usable(cx))).await {
+                return Some(link);
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Link, HttpError> {
+        let (host, port) = (self.inner.host.as_str(), self.inner.port);
+        let dial = async {
+            match host.parse::<IpAddr>() {
+                Ok(ip) => TcpStream::connect(SocketAddr::new(ip, port)).await,
+                Err(_) => TcpStream::connect((host, port)).await,
+            }
+        };
+        let socket = tokio::time::timeout(ENGINE_CONNECT, dial)
+            .await
+            .map_err(|_| HttpError::Connect(format!("{host}:{port} does not answer")))?
+            .map_err(|e| HttpError::Connect(format!("{host}:{port}: {e}")))?;
+        socket
+            .set_nodelay(true)
+            .map_err(|e| HttpError::Connect(e.to_string()))?;
+        let (sender, io) = http1::handshake(TokioIo::new(socket))
+            .await
+            .map_err(|e| HttpError::Connect(e.to_string()))?;
+        Ok(Link {
+            sender,
+            io: Box::pin(io),
+            over: false,
+        })
+    }
+}
+
+/// The head of an answer, and its body to read.
+pub struct Reply {
+    /// As the engine said.
+    pub status: StatusCode,
+    /// What follows.
+    pub body: Body,
+}
+
+/// One connection: the request side and the socket's driver, polled together.
+struct Link {
+    sender: http1::SendRequest<Full<Bytes>>,
+    io: Pin<Box<http1::Connection<TokioIo<TcpStream>, Full<Bytes>>>>,
+    /// The driver has ended; it must not be polled again.
+    over: bool,
+}
+
+impl Link {
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        if !self.over {
+            self.over = self.io.as_mut().poll(cx).is_ready();
+        }
+    }
+
+    fn is_usable(&mut self, cx: &mut Context<'_>) -> bool {
+        self.drive(cx);
+        !self.over && self.sender.is_ready()
+    }
+
+    async fn exchange(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, HttpError> {
+        let Link { sender, io, over } = self;
+        let mut answer = pin!(sender.send_request(request));
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = answer.as_mut().poll(cx) {
+                return Poll::Ready(done.map_err(broken));
+            }
+            if !*over {
+                *over = io.as_mut().poll(cx).is_ready();
+            }
+            match answer.as_mut().poll(cx) {
+                Poll::Ready(done) => Poll::Ready(done.map_err(broken)),
+                Poll::Pending if *over => {
+                    Poll::Ready(Err(HttpError::Broken("closed without an answer".into())))
+                }
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+/// The body of an answer. Dropping it before its end closes the connection.
+pub struct Body {
+    incoming: Incoming,
+    /// Gone once the body is read to its end and the connection went back.
+    link: Option<Link>,
+    home: Arc<Inner>,
+}
+
+impl Body {
+    /// The next bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// [`HttpError::Broken`]: the connection ended before the body did.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, HttpError> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// Reads all of it.
+    ///
+    /// # Errors
+    /// [`HttpError::Broken`], or [`HttpError::TooLarge`] beyond `limit` bytes.
+    pub async fn collect(mut self, limit: usize) -> Result<Bytes, HttpError> {
+        let mut all = Vec::new();
+        while let Some(bytes) = self.next().await? {
+            if all.len() + bytes.len() > limit {
+                return Err(HttpError::TooLarge(limit));
+            }
+            all.extend_from_slice(&bytes);
+        }
+        Ok(all.into())
+    }
+
+    /// As [`Body::next`].
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, HttpError>> {
+        let mut driven = false;
+        loop {
+            match Pin::new(&mut self.incoming).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Poll::Ready(Ok(Some(data)));
+                    }
+                }
+                Poll::Ready(Some(Err(e))) => {
+                    self.link = None;
+                    return Poll::Ready(Err(broken(e)));
+                }
+                Poll::Ready(None) => {
+                    self.give_back(cx);
+                    return Poll::Ready(Ok(None));
+                }
+                Poll::Pending if driven => return Poll::Pending,
+                Poll::Pending => {
+                    driven = true;
+                    match &mut self.link {
+                        Some(link) => link.drive(cx),
+                        None => return Poll::Ready(Ok(None)),
+                    }
+                }
+            }
+        }
+    }
+
+    fn give_back(&mut self, cx: &mut Context<'_>) {
+        let Some(mut link) = self.link.take() else {
+            return;
+        };
+        let mut idle = lock(&self.home.idle);
+        if idle.len() < self.home.max_idle && link.is_usable(cx) {
+            idle.push(link);
+        }
+    }
+}
+
+/// `work`, or [`HttpError::Late`] after `limit`.
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, HttpError>>,
+) -> Result<T, HttpError> {
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or(Err(HttpError::Late(limit)))
+}
+
+fn broken(error: hyper::Error) -> HttpError {
+    let mut text = error.to_string();
+    if let Some(source) = std::error::Error::source(&error) {
+        text = format!("{text}: {source}");
+    }
+    HttpError::Broken(text)
+}
+
+/// A poisoned pool is still a pool: nothing in it is half-made.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,259 @@
+//! llama.cpp's HTTP server: exact continuation by token ids.
+//!
+//! Plain text goes the low road. The chat is rendered by the server itself (`/apply-template`)
+//! and run as a raw completion (`/completion`, `return_tokens`), so that every piece comes with
+//! its token ids. To go on after a delivered prefix, the prompt is the rendered text followed by
+//! those ids in one mixed array, `["<rendered>", 31, 7, ...]`: the model sees what it would have
+//! seen had it never been interrupted, and with temperature 0 and a micro-batch of 32 it says
+//! the same (a larger one takes other kernels for the prompt than for single tokens).
+//!
+//! A character that takes several tokens is streamed with the id of its last token alone; that
+//! is seen by the count of predicted tokens. On replay such a piece is tokenized; if the result
+//! has as many tokens and ends as it should, it is exact too, else its text goes in and the seam
+//! is no longer called exact.
+//!
+//! Requests for more than text (tools, output formats, probabilities, pictures) and models with
+//! a reasoning template go through `/v1/chat/completions`, which parses what they need.
+
+mod api;
+mod completion;
+mod replay;
+
+use super::http::Http;
+use super::openai::{chat, spent};
+use super::refusal::{refusal, unreachable};
+use super::request::{
+    Budget, Extra, Object, budget, extra, has_media, is_structured, prefix_tokens,
+};
+use super::stream::{Out, ready, run};
+use super::{Engine, EngineError, EngineEvent, EngineInfo, EngineStream, MAX_ERROR_BODY};
+use api::{Models, Props, Slots};
+use bytes::Bytes;
+use completion::Completion;
+use hyper::StatusCode;
+use replay::Piece;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use unamesh_proto::timeouts::{ENGINE_HEALTH, ENGINE_PREPARE};
+use unamesh_proto::wire::{Chunk, EngineKind, GenerateRequest, Health, InputKind, ModelAdvert};
+
+/// Different characters of one prefix that are tokenized, a round trip each. More of them cost
+/// more time than an exact seam is worth; their text goes in.
+const MAX_QUESTIONS: usize = 32;
+
+/// An adapter to a llama.cpp server.
+pub struct LlamaCpp {
+    name: String,
+    http: Http,
+    slots: Option<u16>,
+    /// Its model, as read when it was first seen: the meta data change with the process only.
+    known: Mutex<Option<(Props, ModelAdvert)>>,
+    /// The template makes reasoning, which only the chat endpoint tells from the answer.
+    reasons: AtomicBool,
+}
+
+impl LlamaCpp {
+    /// An adapter named `name`; `slots` `None` = as many as the server has.
+    pub fn new(name: String, http: Http, slots: Option<u16>) -> Self {
+        LlamaCpp {
+            name,
+            http,
+            slots,
+            known: Mutex::new(None),
+            reasons: AtomicBool::new(false),
+        }
+    }
+
+    /// Asks for `path`. `Ok(None)`: the server is still loading its model.
+    async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, EngineError> {
+        match self.http.get(path, ENGINE_HEALTH).await {
+            Ok(Ok(answer)) => Ok(Some(answer)),
+            Ok(Err((StatusCode::SERVICE_UNAVAILABLE, _))) => Ok(None),
+            Ok(Err((status, body))) => Err(refusal(&self.name, "", status, &body)),
+            Err(error) => Err(unreachable(&self.name, error)),
+        }
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<T, EngineError> {
+        match self.http.post(path, body, limit).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err((status, body))) => Err(refusal(&self.name, "", status, &body)),
+            Err(error) => Err(unreachable(&self.name, error)),
+        }
+    }
+
+    /// The model behind `props`.
+    async fn model(&self, props: &Props) -> Result<Option<ModelAdvert>, EngineError> {
+        let known = self.known().clone();
+        if let Some((seen, model)) = known
+            && seen == *props
+        {
+            return Ok(Some(model));
+        }
+        let Some(models) = self.ask::<Models>("/v1/models").await? else {
+            return Ok(None);
+        };
+        let Some(model) = api::advert(props, models) else {
+            let reason = "lists no model".to_owned();
+            return Err(EngineError::Failed {
+                engine: self.name.clone(),
+                reason,
+            });
+        };
+        self.reasons.store(props.reasons(), Ordering::Relaxed);
+        *self.known() = Some((props.clone(), model.clone()));
+        Ok(Some(model))
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Option<(Props, ModelAdvert)>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether all slots are taken, by whomever. The answer waits for the batch in work, so
+    /// that a late one means busy as well.
+    async fn is_full(&self) -> bool {
+        match self.ask::<Slots>("/slots").await {
+            Ok(Some(slots)) => !slots.0.is_empty() && slots.0.iter().all(|s| s.is_processing),
+            Err(EngineError::Busy { .. }) => true,
+            // Switched off (`--no-slots`), or an older one: nothing is known.
+            _ => false,
+        }
+    }
+
+    async fn complete(
+        &self,
+        request: &GenerateRequest,
+        extra: Extra,
+    ) -> Result<EngineStream, EngineError> {
+        let mut body = Object::over(extra);
+        match budget(request) {
+            Budget::Open => {}
+            Budget::Left(tokens) => body.set("n_predict", tokens)?,
+            Budget::Spent => {
+                return Ok(ready(vec![EngineEvent::Started { exact: true }, spent()]));
+            }
+        }
+        let rendered = self.render(request).await?;
+        let prompt = replay::Prompt::new(rendered, self.replay(&request.prefix).await?);
+        body.set("prompt", &prompt)?;
+        body.set("stream", true)?;
+        body.set("return_tokens", true)?;
+        body.set("return_progress", true)?;
+        body.set("cache_prompt", true)?;
+        body.sampling(&request.sampling, "repeat_penalty")?;
+        let reply = self
+            .http
+            .stream("/completion", body.body()?)
+            .await
+            .map_err(|error| unreachable(&self.name, error))?;
+        if !reply.status.is_success() {
+            let words = reply.body.collect(MAX_ERROR_BODY).await.unwrap_or_default();
+            return Err(refusal(&self.name, &request.model, reply.status, &words));
+        }
+        let started = Out::from([EngineEvent::Started {
+            exact: prompt.is_exact(),
+        }]);
+        let replayed = prefix_tokens(&request.prefix);
+        let protocol = Completion::new(&self.name, &request.model, replayed);
+        Ok(run(self.name.clone(), started, reply.body, protocol))
+    }
+}
+
+#[async_trait::async_trait]
+impl Engine for LlamaCpp {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> EngineKind {
+        EngineKind::LlamaCpp
+    }
+
+    async fn describe(&self) -> Result<EngineInfo, EngineError> {
+        let loading = EngineInfo {
+            health: Health::Starting,
+            slots: self.slots.unwrap_or(1),
+            models: Vec::new(),
+            version: String::new(),
+        };
+        let Some(props) = self.ask::<Props>("/props").await? else {
+            return Ok(loading);
+        };
+        let Some(model) = self.model(&props).await? else {
+            return Ok(loading);
+        };
+        let health = if self.is_full().await {
+            Health::Busy
+        } else {
+            Health::Ok
+        };
+        Ok(EngineInfo {
+            health,
+            slots: self.slots.unwrap_or(props.total_slots.max(1)),
+            models: vec![model],
+            version: props.build_info,
+        })
+    }
+
+    async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError> {
+        let extra = extra(&request)?;
+        let is_chat = request.kind != InputKind::Text;
+        let parsed = is_structured(&extra)
+            || has_media(&request.input)
+            || self.reasons.load(Ordering::Relaxed);
+        if is_chat && parsed {
+            return chat(&self.name, EngineKind::LlamaCpp, &self.http, &request).await;
+        }
+        self.complete(&request, extra).await
+    }
+}
+
+impl LlamaCpp {
+    /// The prompt as the model reads it.
+    async fn render(&self, request: &GenerateRequest) -> Result<String, EngineError> {
+        if request.kind == InputKind::Text {
+            return Ok(request.input.clone());
+        }
+        let mut body = Object::default();
+        body.set("messages", replay::bare_messages(request)?)?;
+        let rendered: api::Rendered = self
+            .post("/apply-template", body.body()?, ENGINE_PREPARE)
+            .await?;
+        Ok(rendered.prompt)
+    }
+
+    /// The delivered pieces as the server takes them.
+    async fn replay(&self, prefix: &[Chunk]) -> Result<Vec<Piece>, EngineError> {
+        let mut asked: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+        let mut pieces = Vec::with_capacity(prefix.len());
+        for chunk in prefix {
+            if let Some(piece) = replay::whole(chunk) {
+                pieces.push(piece);
+                continue;
+            }
+            if !asked.contains_key(chunk.text.as_str()) && asked.len() < MAX_QUESTIONS {
+                asked.insert(&chunk.text, self.tokenize(&chunk.text).await?);
+            }
+            let tokens = asked
+                .get(chunk.text.as_str())
+                .map_or(&[][..], Vec::as_slice);
+            pieces.push(replay::completed(chunk, tokens));
+        }
+        Ok(pieces)
+    }
+
+    async fn tokenize(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        let mut body = Object::default();
+        body.set("content", text)?;
+        let answer: api::Tokens = self.post("/tokenize", body.body()?, ENGINE_PREPARE).await?;
+        Ok(answer.tokens)
+    }
+}
