@@ -30,3 +30,6 @@ pub mod watch;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, missing_docs)]
 mod test_ca;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+mod test_net;

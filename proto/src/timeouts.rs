@@ -46,6 +46,16 @@ pub const FINISHED_GRACE: Duration = Duration::from_secs(2);
 pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// An unanswered probe counts as failed after this.
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
+/// After so many probes over a tailnet, say, the paths of a better kind are tried again.
+pub const IMPROVE_PROBES: u64 = 10;
+/// So many probes may fail before the pauses between them grow.
+pub const PROBE_PATIENCE: u32 = 5;
+/// The longest pause between probes to a peer that does not answer.
+pub const PROBE_MAX: Duration = Duration::from_secs(16);
+/// A connection that nobody used for this long is closed, unless its peer is kept warm.
+pub const POOL_IDLE: Duration = Duration::from_secs(60);
+/// Unused connections are looked for this often.
+pub const POOL_SWEEP: Duration = Duration::from_secs(10);
 /// No sign of life for this long: suspect in the table (ranked last, not evicted).
 pub const TABLE_SUSPECT: Duration = Duration::from_millis(1500);
 /// No sign of life for this long: down (not chosen at all).

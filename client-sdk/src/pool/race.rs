@@ -1,0 +1,105 @@
+//! Dialing several addresses at once, "happy eyeballs" style (after RFC 8305).
+//!
+//! The addresses start in order of preference, [`timeouts::RACE_STEP`] apart, or at once when
+//! the one before has failed. So a good first path is the only one tried, and a dead first
+//! path costs one step, not its time-out.
+
+use super::kind_rank;
+use crate::endpoint::{CLOSE_NORMAL, link_error};
+use crate::transport::{BoxFuture, LinkError};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use quinn::{Connection, Endpoint};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use tokio::time::Instant;
+use unamesh_proto::{NodeId, timeouts};
+
+type Dialed = (SocketAddr, Result<Connection, LinkError>);
+
+/// Dials under way.
+pub(super) struct Race {
+    endpoint: Endpoint,
+    name: String,
+    waiting: VecDeque<SocketAddr>,
+    running: FuturesUnordered<BoxFuture<Dialed>>,
+    next_start: Instant,
+    /// Paths of this rank or worse are of no interest any more.
+    worst: u8,
+}
+
+impl Race {
+    /// A race to `node` over `addrs`, best first.
+    pub(super) fn new(endpoint: &Endpoint, node: NodeId, addrs: Vec<SocketAddr>) -> Self {
+        Race {
+            endpoint: endpoint.clone(),
+            name: node.dns_name(),
+            waiting: addrs.into(),
+            running: FuturesUnordered::new(),
+            next_start: Instant::now(),
+            worst: u8::MAX,
+        }
+    }
+
+    /// A path won: from now on only better ones are of interest.
+    pub(super) fn only_better_than(&mut self, rank: u8) {
+        self.worst = rank;
+        self.waiting.retain(|addr| kind_rank(*addr) < rank);
+    }
+
+    /// The next path that answered or failed; `None` when all have.
+    pub(super) async fn next(&mut self) -> Option<Dialed> {
+        loop {
+            if self.running.is_empty() && !self.start_next() {
+                return None;
+            }
+            tokio::select! {
+                Some((addr, dialed)) = self.running.next() => {
+                    if kind_rank(addr) >= self.worst {
+                        if let Ok(connection) = dialed {
+                            connection.close(CLOSE_NORMAL, b"another path won");
+                        }
+                        continue;
+                    }
+                    if dialed.is_err() {
+                        self.start_next();
+                    }
+                    return Some((addr, dialed));
+                }
+                () = tokio::time::sleep_until(self.next_start), if !self.waiting.is_empty() => {
+                    self.start_next();
+                }
+            }
+        }
+    }
+
+    fn start_next(&mut self) -> bool {
+        let Some(addr) = self.waiting.pop_front() else {
+            return false;
+        };
+        let (endpoint, name) = (self.endpoint.clone(), self.name.clone());
+        self.running.push(Box::pin(async move {
+            (addr, dial(&endpoint, &name, addr).await)
+        }));
+        self.next_start = Instant::now() + timeouts::RACE_STEP;
+        true
+    }
+}
+
+/// Dials the holder of `name` at `addr`.
+pub(super) async fn dial(
+    endpoint: &Endpoint,
+    name: &str,
+    addr: SocketAddr,
+) -> Result<Connection, LinkError> {
+    let connecting = endpoint
+        .connect(addr, name)
+        .map_err(|e| LinkError::Lost(format!("cannot dial: {e}")))?;
+    match tokio::time::timeout(timeouts::DIAL, connecting).await {
+        Ok(connected) => connected.map_err(|e| link_error(&e)),
+        Err(_) => Err(LinkError::Lost(format!(
+            "no answer within {:?}",
+            timeouts::DIAL
+        ))),
+    }
+}
