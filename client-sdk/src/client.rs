@@ -1,1 +1,470 @@
-//! (being written)
+//! [`MeshClient`]: the public API.
+
+use crate::clock;
+use crate::driver::Generation;
+use crate::endpoint::{self, EndpointError};
+use crate::identity::{Credentials, IdentityError};
+use crate::pool::{Pool, QuicTransport};
+use crate::transport::Transport;
+use crate::watch::Watcher;
+use std::collections::HashMap;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use unamesh_proto::rank::{Candidate, Need, Ranking, near_names, rank};
+use unamesh_proto::session::{Seam, Silence};
+use unamesh_proto::table::Snapshot;
+use unamesh_proto::timeouts;
+use unamesh_proto::wire::{
+    ErrorCode, FinishReason, InputKind, ModelKind, Phase, Sampling, Usage, WireError,
+};
+use unamesh_proto::{Mono, NodeId};
+
+/// Conversations whose peer is remembered; the oldest half goes when it is full.
+const MAX_SESSIONS: usize = 1024;
+/// An engine that failed ranks last for this long.
+const PENALTY: Duration = Duration::from_secs(5);
+/// English text has about four bytes a token; used where the caller knows no better.
+const BYTES_PER_TOKEN: usize = 4;
+
+/// A request for text.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The model's name.
+    pub model: String,
+    /// What `input` is.
+    pub kind: InputKind,
+    /// A JSON array of chat messages, or a prompt.
+    pub input: String,
+    /// How to sample.
+    pub sampling: Sampling,
+    /// A JSON object of other fields for the engine; empty = none.
+    pub extra: String,
+    /// The conversation, so that it returns to the peer with its KV cache; 0 = none.
+    pub session: u64,
+    /// Tokens of the prompt; 0 = estimate from the input's length.
+    pub prompt_tokens: u32,
+    /// Another engine may continue a broken answer. False for structured output and tools.
+    pub spliceable: bool,
+}
+
+impl Request {
+    /// A chat request with default sampling. `messages` is a JSON array of OpenAI messages.
+    pub fn chat(model: impl Into<String>, messages: impl Into<String>) -> Self {
+        Request {
+            model: model.into(),
+            kind: InputKind::Chat,
+            input: messages.into(),
+            sampling: Sampling::default(),
+            extra: String::new(),
+            session: 0,
+            prompt_tokens: 0,
+            spliceable: true,
+        }
+    }
+
+    pub(crate) fn need(&self, sticky: Option<NodeId>) -> Need<'_> {
+        Need {
+            model: &self.model,
+            kind: ModelKind::Llm,
+            prompt_tokens: match self.prompt_tokens {
+                0 => u32::try_from(self.input.len() / BYTES_PER_TOKEN).unwrap_or(u32::MAX),
+                tokens => tokens,
+            },
+            digest: None,
+            sticky,
+            needs_token_ids: false,
+        }
+    }
+}
+
+/// A peer as people know it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PeerRef {
+    /// Its identity.
+    pub node: NodeId,
+    /// Its name.
+    pub name: String,
+}
+
+/// What a [`Generation`] yields. Exactly one of `Done` and `Failed` comes, last.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The first output is about to come.
+    Started {
+        /// From whom.
+        peer: PeerRef,
+        /// Why it was chosen.
+        why: String,
+    },
+    /// Nothing to deliver yet.
+    Progress {
+        /// What the engine does.
+        phase: Phase,
+        /// Of `total`.
+        done: u32,
+        /// 0 = unknown.
+        total: u32,
+    },
+    /// The next piece of the answer.
+    Token {
+        /// 0, 1, 2, ...
+        index: u32,
+        /// May be empty when `extra` is not.
+        text: String,
+        /// Tokens behind it.
+        tokens: u32,
+        /// JSON of the engine's other delta fields, or empty.
+        extra: String,
+    },
+    /// Another peer goes on.
+    PeerChanged {
+        /// Who answered until now.
+        from: PeerRef,
+        /// Who goes on.
+        to: PeerRef,
+        /// How well the parts fit.
+        seam: Seam,
+        /// From the last token before to the first after.
+        gap: Duration,
+        /// Of it, from the backup's dispatch to its first token.
+        backup_ttft: Duration,
+        /// Why.
+        reason: String,
+    },
+    /// The answer is complete.
+    Done {
+        /// Why it ended.
+        finish: FinishReason,
+        /// Tokens.
+        usage: Usage,
+    },
+    /// It will not be completed; the error carries what was delivered.
+    Failed(ClientError),
+}
+
+/// What the app can do now.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody in the mesh can serve this model now; nothing was delivered. Fall back.
+    #[error("no peer can serve {model:?} now{}", hint(near))]
+    NoPeer {
+        /// What was asked for.
+        model: String,
+        /// Near model names, each with the peers that have it.
+        near: Vec<(String, Vec<String>)>,
+    },
+    /// No peer has such a model; nothing was delivered. Ask for another.
+    #[error("no peer has a model {model:?}{}", hint(near))]
+    UnknownModel {
+        /// What was asked for.
+        model: String,
+        /// Near model names, each with the peers that have it.
+        near: Vec<(String, Vec<String>)>,
+    },
+    /// Everybody who could is busy; nothing was delivered. Retry.
+    #[error("every peer that could serve this is busy; try again in {} ms", retry_after.as_millis())]
+    Busy {
+        /// When to retry.
+        retry_after: Duration,
+    },
+    /// The request is wrong; nothing was delivered. Do not retry.
+    #[error("{message}")]
+    Invalid {
+        /// The field to blame.
+        field: Option<String>,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The prompt exceeds every context; nothing was delivered. Shorten it.
+    #[error("{message}")]
+    ContextExceeded {
+        /// How far.
+        message: String,
+    },
+    /// The answer broke off and nobody could go on. Retry with what was delivered, or whole.
+    #[error("the answer broke off after {tokens} tokens: {reason}")]
+    Interrupted {
+        /// The text so far.
+        delivered: String,
+        /// Its tokens.
+        tokens: u32,
+        /// The last reason.
+        reason: String,
+    },
+    /// Structured output or a tool call broke off and must not be spliced. Retry whole.
+    #[error("the structured answer broke off after {tokens} tokens: {reason}")]
+    Incomplete {
+        /// The text so far.
+        delivered: String,
+        /// Its tokens.
+        tokens: u32,
+        /// The last reason.
+        reason: String,
+    },
+    /// The caller cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The peers refused it for a reason that a retry does not mend.
+    #[error("{0}")]
+    Refused(WireError),
+    /// This device is no member of a mesh yet: `unamesh join LINK`.
+    #[error("this device has not joined a mesh: {0}")]
+    NotPaired(#[from] Arc<IdentityError>),
+    /// The network could not be opened at all.
+    #[error("cannot open the network: {0}")]
+    Offline(#[from] Arc<EndpointError>),
+}
+
+fn hint(near: &[(String, Vec<String>)]) -> String {
+    if near.is_empty() {
+        return String::new();
+    }
+    let names = near
+        .iter()
+        .map(|(model, peers)| format!("{model} (on {})", peers.join(", ")));
+    format!("; near: {}", names.collect::<Vec<_>>().join(", "))
+}
+
+impl From<WireError> for ClientError {
+    fn from(error: WireError) -> Self {
+        match error.code {
+            ErrorCode::Invalid => ClientError::Invalid {
+                field: error.field,
+                message: error.message,
+            },
+            ErrorCode::ContextExceeded => ClientError::ContextExceeded {
+                message: error.message,
+            },
+            _ => ClientError::Refused(error),
+        }
+    }
+}
+
+/// Where a stand-alone client finds its papers and its mesh.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// The directory that `unamesh join` filled.
+    pub state_dir: PathBuf,
+    /// Agents to ask first: `node-id@ip:port`.
+    pub seeds: Vec<String>,
+    /// Browse by multicast DNS as well.
+    pub mdns: bool,
+}
+
+/// A member's view of the mesh, and the way to put requests to it. Cheap to clone.
+#[derive(Clone)]
+pub struct MeshClient {
+    shared: Arc<Shared>,
+    /// Present on a stand-alone client, which owns its network.
+    owned: Option<Arc<Owned>>,
+}
+
+struct Owned {
+    endpoint: quinn::Endpoint,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.endpoint.close(0u32.into(), b"client closed");
+    }
+}
+
+pub(crate) struct Shared {
+    pub table: watch::Receiver<Arc<Snapshot>>,
+    pub transport: Arc<dyn Transport>,
+    memory: Mutex<Memory>,
+}
+
+/// What outlives a request. Locked at its start and end, never per token.
+#[derive(Default)]
+struct Memory {
+    silences: HashMap<NodeId, Silence>,
+    sessions: HashMap<u64, (NodeId, Mono)>,
+    failing: HashMap<(NodeId, u16), Mono>,
+}
+
+impl MeshClient {
+    /// A client of its own: loads its certificate, finds an agent, follows its peer table.
+    ///
+    /// Returns at once; [`MeshClient::ready`] waits for the table.
+    ///
+    /// # Errors
+    /// [`ClientError::NotPaired`] without papers in `state_dir`, [`ClientError::Offline`] if
+    /// no socket can be opened.
+    pub fn connect(config: ClientConfig) -> Result<Self, ClientError> {
+        let credentials = Credentials::load(&config.state_dir).map_err(Arc::new)?;
+        let credentials = Arc::new(credentials);
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let any4 = SocketAddr::from(([0, 0, 0, 0], 0));
+        let endpoint = endpoint::bind(&credentials, any)
+            .or_else(|_| endpoint::bind(&credentials, any4))
+            .map_err(Arc::new)?;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let (publish, table) = watch::channel(Arc::new(Snapshot::default()));
+        // A thousand reports are ten seconds of probes to a hundred peers.
+        let (reports, heard) = mpsc::channel(1024);
+        let pool = Pool::new(
+            endpoint.clone(),
+            credentials.clone(),
+            table.clone(),
+            reports,
+            tasks.clone(),
+            stop.clone(),
+        );
+        let watcher = Watcher::new(config, credentials, pool.clone(), publish, heard);
+        tasks.spawn(watcher.run(tasks.clone(), stop.clone()));
+        let mut client = MeshClient::over(table, Arc::new(QuicTransport(pool)));
+        client.owned = Some(Arc::new(Owned {
+            endpoint,
+            tasks,
+            stop,
+        }));
+        Ok(client)
+    }
+
+    /// A client over a peer table and a transport that somebody else owns (an agent).
+    pub fn over(table: watch::Receiver<Arc<Snapshot>>, transport: Arc<dyn Transport>) -> Self {
+        let shared = Shared {
+            table,
+            transport,
+            memory: Mutex::default(),
+        };
+        MeshClient {
+            shared: Arc::new(shared),
+            owned: None,
+        }
+    }
+
+    /// The peer table as of now.
+    pub fn peers(&self) -> Arc<Snapshot> {
+        self.shared.table.borrow().clone()
+    }
+
+    /// The peer table as it changes.
+    pub fn peer_changes(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.shared.table.clone()
+    }
+
+    /// Waits until at least `peers` peers are in the table, at most for `limit`. True if so.
+    pub async fn ready(&self, peers: usize, limit: Duration) -> bool {
+        let mut table = self.shared.table.clone();
+        let enough = table.wait_for(|t| t.peers.len() >= peers);
+        matches!(tokio::time::timeout(limit, enough).await, Ok(Ok(_)))
+    }
+
+    /// Starts a request. Nothing happens until the stream is polled.
+    pub fn generate(&self, request: Request) -> Generation {
+        Generation::new(self.shared.clone(), request)
+    }
+
+    /// How the peers rank for a prompt of `prompt_tokens` tokens, with the reasons.
+    pub fn why(&self, model: &str, prompt_tokens: u32) -> Ranking {
+        let request = Request {
+            prompt_tokens,
+            ..Request::chat(model, "")
+        };
+        rank(&self.peers(), &request.need(None), clock::mono())
+    }
+
+    /// Closes a stand-alone client and waits for its tasks, at most
+    /// [`timeouts::SHUTDOWN`]. Running generations end with an error.
+    pub async fn shutdown(self) {
+        let Some(owned) = self.owned else { return };
+        owned.stop.cancel();
+        owned.tasks.close();
+        owned.endpoint.close(0u32.into(), b"client closed");
+        let all = async {
+            owned.tasks.wait().await;
+            owned.endpoint.wait_idle().await;
+        };
+        if tokio::time::timeout(timeouts::SHUTDOWN, all).await.is_err() {
+            tracing::warn!("tasks of the client did not end in time");
+        }
+    }
+}
+
+impl Shared {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        // Plain maps: a panic elsewhere cannot leave them half-changed.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn silences(&self) -> Vec<(NodeId, Silence)> {
+        self.memory()
+            .silences
+            .iter()
+            .map(|(n, s)| (*n, *s))
+            .collect()
+    }
+
+    pub fn learn(&self, node: NodeId, silence: Silence) {
+        let known = |n: &NodeId| self.table.borrow().get(n).is_some();
+        let mut memory = self.memory();
+        memory.silences.insert(node, silence);
+        if memory.silences.len() > unamesh_proto::limits::MAX_PEERS {
+            memory.silences.retain(|n, _| known(n));
+        }
+    }
+
+    pub fn sticky(&self, session: u64) -> Option<NodeId> {
+        if session == 0 {
+            return None;
+        }
+        self.memory().sessions.get(&session).map(|(node, _)| *node)
+    }
+
+    pub fn stick(&self, session: u64, node: NodeId) {
+        if session == 0 {
+            return;
+        }
+        let mut memory = self.memory();
+        memory.sessions.insert(session, (node, clock::mono()));
+        if memory.sessions.len() > MAX_SESSIONS {
+            let mut times: Vec<Mono> = memory.sessions.values().map(|(_, at)| *at).collect();
+            let middle = times.len() / 2;
+            let (_, median, _) = times.select_nth_unstable(middle);
+            let median = *median;
+            memory.sessions.retain(|_, (_, at)| *at > median);
+        }
+    }
+
+    pub fn failed(&self, node: NodeId, engine: u16, now: Mono) {
+        let mut memory = self.memory();
+        memory.failing.retain(|_, until| *until > now);
+        memory.failing.insert((node, engine), now + PENALTY);
+    }
+
+    /// Moves engines that failed a moment ago behind the others, order kept.
+    pub fn demote_failing(&self, ranked: &mut [Candidate], now: Mono) {
+        let memory = self.memory();
+        if !memory.failing.is_empty() {
+            let failing = |c: &Candidate| memory.failing.get(&(c.node, c.engine));
+            ranked.sort_by_key(|c| failing(c).is_some_and(|until| *until > now));
+        }
+    }
+
+    pub fn nobody_has(&self, request: &Request) -> ClientError {
+        let snapshot = self.table.borrow().clone();
+        let model = request.model.clone();
+        let known = snapshot
+            .peers
+            .iter()
+            .flat_map(|p| &p.advert.models)
+            .any(|m| m.name == model);
+        let near = near_names(&snapshot, &model);
+        if known || snapshot.peers.is_empty() {
+            ClientError::NoPeer { model, near }
+        } else {
+            ClientError::UnknownModel { model, near }
+        }
+    }
+}

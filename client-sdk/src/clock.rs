@@ -18,6 +18,8 @@ pub fn instant(at: Mono) -> tokio::time::Instant {
 
 /// Now, in wall-clock time; 0 if the clock stands before 1970.
 pub fn wall() -> Wall {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Wall::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

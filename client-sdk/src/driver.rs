@@ -1,1 +1,366 @@
-//! (being written)
+//! Performs what `unamesh_proto::session` decides, in the caller's own task.
+//!
+//! A [`Generation`] is a stream that the caller pulls: nothing is spawned and nothing is
+//! buffered, so a slow caller slows the peer down (backpressure) and dropping the stream
+//! cancels the request. One poll is: frames first (a caller that paused must not take its own
+//! pause for a peer's silence), then news of the peer table, then the timer. The timer is
+//! re-armed lazily: every frame moves the deadlines back, but the timer wheel is only touched
+//! when the old deadline fires.
+
+use crate::client::{ClientError, Event, PeerRef, Request, Shared};
+use crate::clock;
+use crate::transport::{BoxFuture, FrameStream, LinkError, Open};
+use futures_util::Stream;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::sync::watch;
+use tokio::time::Sleep;
+use unamesh_proto::rank::rank;
+use unamesh_proto::session::{
+    AttemptId, Closed, Config, Effect, Failure, How, Input, Note, Output, Session,
+};
+use unamesh_proto::table::{Liveness, Snapshot};
+use unamesh_proto::wire::{GenerateRequest, NodeState};
+use unamesh_proto::{Mono, NodeId};
+
+type Table = watch::Receiver<Arc<Snapshot>>;
+
+/// A running request: a stream of [`Event`]s that ends after exactly one terminal event.
+/// Dropping it cancels the request at once, down to the engine.
+pub struct Generation {
+    shared: Arc<Shared>,
+    request: Arc<Request>,
+    session: Session,
+    links: Vec<Link>,
+    events: VecDeque<Event>,
+    news: BoxFuture<Option<Table>>,
+    timer: Pin<Box<Sleep>>,
+    armed: Option<Mono>,
+    /// The text that was delivered, for an error that loses nothing.
+    text: String,
+    tokens: u32,
+}
+
+struct Link {
+    attempt: AttemptId,
+    node: NodeId,
+    state: LinkState,
+}
+
+enum LinkState {
+    Dialing(BoxFuture<Result<Box<dyn FrameStream>, LinkError>>),
+    Open(Box<dyn FrameStream>),
+}
+
+impl Generation {
+    pub(crate) fn new(shared: Arc<Shared>, request: Request) -> Self {
+        let config = Config {
+            spliceable: request.spliceable,
+            silence: shared.silences(),
+        };
+        let news = news(shared.table.clone());
+        let mut generation = Generation {
+            session: Session::new(config, clock::mono()),
+            request: Arc::new(request),
+            links: Vec::with_capacity(2),
+            events: VecDeque::new(),
+            news,
+            timer: Box::pin(tokio::time::sleep(std::time::Duration::ZERO)),
+            armed: None,
+            text: String::new(),
+            tokens: 0,
+            shared,
+        };
+        generation.perform();
+        generation
+    }
+
+    /// Stops the request; the terminal event is [`ClientError::Cancelled`].
+    pub fn cancel(&mut self) {
+        self.input(Input::Cancel);
+    }
+
+    fn input(&mut self, input: Input) {
+        self.session.handle(input, clock::mono());
+        self.perform();
+    }
+
+    fn perform(&mut self) {
+        while let Some(effect) = self.session.poll() {
+            match effect {
+                Effect::Rank => {
+                    let candidates = self.candidates();
+                    self.session
+                        .handle(Input::Candidates(candidates), clock::mono());
+                }
+                Effect::Open {
+                    attempt,
+                    node,
+                    engine,
+                    model,
+                    how,
+                } => {
+                    let open = self.request(engine, model, how);
+                    let dial = self.shared.transport.open(node, open);
+                    self.links.push(Link {
+                        attempt,
+                        node,
+                        state: LinkState::Dialing(dial),
+                    });
+                }
+                Effect::Reset(attempt) => self.links.retain(|l| l.attempt != attempt),
+                Effect::Emit(output) => self.emit(output),
+                Effect::Note(note) => self.note(&note),
+            }
+        }
+    }
+
+    fn candidates(&self) -> Vec<unamesh_proto::rank::Candidate> {
+        let snapshot = self.shared.table.borrow().clone();
+        let sticky = self.shared.sticky(self.request.session);
+        let mut need = self.request.need(sticky);
+        need.prompt_tokens = need.prompt_tokens.saturating_add(self.tokens);
+        need.digest = self.session.digest();
+        need.needs_token_ids = self.tokens > 0;
+        let mut ranked = rank(&snapshot, &need, clock::mono()).ranked;
+        self.shared.demote_failing(&mut ranked, clock::mono());
+        ranked
+    }
+
+    fn request(&self, engine: u16, model: String, how: How) -> Open {
+        match how {
+            How::Attach(attach) => Open::Attach(attach),
+            How::Generate(prefix) => Open::Generate(Arc::new(GenerateRequest {
+                model,
+                engine,
+                kind: self.request.kind,
+                input: self.request.input.clone(),
+                sampling: self.request.sampling.clone(),
+                extra: self.request.extra.clone(),
+                prefix,
+                session: self.request.session,
+            })),
+        }
+    }
+
+    fn emit(&mut self, output: Output) {
+        let event = match output {
+            Output::Started { node, why } => {
+                self.shared.stick(self.request.session, node);
+                Event::Started {
+                    peer: self.peer(node),
+                    why,
+                }
+            }
+            Output::Progress { phase, done, total } => Event::Progress { phase, done, total },
+            Output::Token {
+                index,
+                text,
+                tokens,
+                extra,
+            } => {
+                self.text.push_str(&text);
+                self.tokens = self.tokens.saturating_add(tokens);
+                Event::Token {
+                    index,
+                    text,
+                    tokens,
+                    extra,
+                }
+            }
+            Output::PeerChanged {
+                from,
+                to,
+                seam,
+                gap,
+                backup_ttft,
+                reason,
+            } => {
+                self.shared.stick(self.request.session, to);
+                let (from, to) = (self.peer(from), self.peer(to));
+                let reason = reason.to_string();
+                tracing::info!(from = %from.name, to = %to.name, ?seam, ?gap, %reason, "peer changed");
+                Event::PeerChanged {
+                    from,
+                    to,
+                    seam,
+                    gap,
+                    backup_ttft,
+                    reason,
+                }
+            }
+            Output::Done { finish, usage } => Event::Done { finish, usage },
+            Output::Failed(failure) => Event::Failed(self.error(failure)),
+        };
+        self.events.push_back(event);
+    }
+
+    fn error(&mut self, failure: Failure) -> ClientError {
+        let delivered = std::mem::take(&mut self.text);
+        let tokens = self.tokens;
+        match failure {
+            Failure::NoPeer => self.shared.nobody_has(&self.request),
+            Failure::Busy { retry_after } => ClientError::Busy { retry_after },
+            Failure::Refused(error) => ClientError::from(error),
+            Failure::Interrupted { reason } => ClientError::Interrupted {
+                delivered,
+                tokens,
+                reason: reason.to_string(),
+            },
+            Failure::Incomplete { reason } => ClientError::Incomplete {
+                delivered,
+                tokens,
+                reason: reason.to_string(),
+            },
+            Failure::Cancelled => ClientError::Cancelled,
+        }
+    }
+
+    fn note(&self, note: &Note) {
+        match note {
+            Note::Suspect {
+                node,
+                reason,
+                silent,
+            } => {
+                tracing::info!(peer = %node.short(), %reason, ?silent, "suspect");
+            }
+            Note::Backup { node, after } => {
+                tracing::info!(peer = %node.short(), ?after, "backup dispatched");
+            }
+            Note::AttemptFailed {
+                node,
+                engine,
+                reason,
+            } => {
+                tracing::info!(peer = %node.short(), engine, %reason, "attempt failed");
+                self.shared.failed(*node, *engine, clock::mono());
+            }
+            Note::Learned { node, silence } => self.shared.learn(*node, *silence),
+        }
+    }
+
+    fn peer(&self, node: NodeId) -> PeerRef {
+        let snapshot = self.shared.table.borrow();
+        let name = snapshot.get(&node).map(|p| p.advert.name.clone());
+        PeerRef {
+            node,
+            name: name.unwrap_or_else(|| node.short()),
+        }
+    }
+
+    /// Polls every link once; true if one of them moved the session.
+    fn poll_links(&mut self, cx: &mut Context<'_>) -> bool {
+        for at in 0..self.links.len() {
+            let Some(link) = self.links.get_mut(at) else {
+                break;
+            };
+            let attempt = link.attempt;
+            let input = match &mut link.state {
+                LinkState::Dialing(dial) => match dial.as_mut().poll(cx) {
+                    Poll::Pending => continue,
+                    Poll::Ready(Ok(frames)) => {
+                        link.state = LinkState::Open(frames);
+                        Input::Opened(attempt)
+                    }
+                    Poll::Ready(Err(error)) => self.close(at, error),
+                },
+                LinkState::Open(frames) => match frames.poll_frame(cx) {
+                    Poll::Pending => continue,
+                    Poll::Ready(Some(Ok(frame))) => Input::Frame(attempt, frame),
+                    Poll::Ready(Some(Err(error))) => self.close(at, error),
+                    Poll::Ready(None) => {
+                        self.links.remove(at);
+                        Input::Closed(attempt, Closed::Ended)
+                    }
+                },
+            };
+            self.input(input);
+            return true;
+        }
+        false
+    }
+
+    fn close(&mut self, at: usize, error: LinkError) -> Input {
+        let link = self.links.remove(at);
+        tracing::debug!(peer = %link.node.short(), %error, "stream closed");
+        let closed = match error {
+            LinkError::Unreachable { reason, .. } => Closed::Unreachable(reason),
+            LinkError::Lost(reason) => Closed::Lost(reason),
+            LinkError::Refused(error) => Closed::Refused(error),
+            LinkError::Protocol(error) => Closed::Protocol(error.to_string()),
+        };
+        Input::Closed(link.attempt, closed)
+    }
+
+    /// Takes in a new peer table; true if it moved the session.
+    fn poll_news(&mut self, cx: &mut Context<'_>) -> bool {
+        let Poll::Ready(table) = self.news.as_mut().poll(cx) else {
+            return false;
+        };
+        let Some(table) = table else {
+            // The table's owner has shut down; what runs goes on with what is known.
+            self.news = Box::pin(std::future::pending());
+            return false;
+        };
+        let snapshot = table.borrow().clone();
+        self.news = news(table);
+        let going = |node: &NodeId| {
+            snapshot
+                .get(node)
+                .is_none_or(|p| p.advert.state != NodeState::Up || p.liveness == Liveness::Down)
+        };
+        let leaving: Vec<NodeId> = self.session.peers().filter(going).collect();
+        for node in leaving {
+            self.input(Input::PeerGoing(node));
+        }
+        if self.session.is_waiting() {
+            let candidates = self.candidates();
+            self.input(Input::Candidates(candidates));
+        }
+        true
+    }
+
+    /// Wakes the session when it is time; true if it did.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(due) = self.session.next_wake() else {
+            return false;
+        };
+        if self.armed.is_none_or(|armed| due < armed) {
+            self.timer.as_mut().reset(clock::instant(due));
+            self.armed = Some(due);
+        }
+        if self.timer.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        self.armed = None;
+        if clock::mono() >= due {
+            self.input(Input::Wake);
+        }
+        true
+    }
+}
+
+fn news(mut table: Table) -> BoxFuture<Option<Table>> {
+    Box::pin(async move { table.changed().await.ok().map(|()| table) })
+}
+
+impl Stream for Generation {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Poll::Ready(Some(event));
+            }
+            if self.session.is_ended() {
+                return Poll::Ready(None);
+            }
+            if !(self.poll_links(cx) || self.poll_news(cx) || self.poll_timer(cx)) {
+                return Poll::Pending;
+            }
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! The session machine's rules, one by one, on a hand-moved clock.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::time::Duration;
+use unamesh_proto::rank::{Candidate, Cost};
+use unamesh_proto::session::{
+    AttemptId, Closed, Config, Effect, Failure, How, Input, Output, Reason, Seam, Session,
+};
+use unamesh_proto::timeouts::{SILENCE_MIN, WAIT_FOR_PEER};
+use unamesh_proto::wire::{
+    Accepted, Attach, Chunk, Done, Draining, ErrorCode, FinishReason, GenFrame, Phase, Progress,
+    Token, Usage, WireError,
+};
+use unamesh_proto::{GenerationId, Mono, NodeId};
+
+/// A session on a clock that only the test moves.
+struct Bench {
+    session: Session,
+    now: Mono,
+    peers: Vec<u8>,
+    opened: Vec<(AttemptId, u8, How)>,
+    reset: Vec<AttemptId>,
+    outputs: Vec<Output>,
+}
+
+impl Bench {
+    fn new(peers: &[u8], spliceable: bool) -> Bench {
+        let config = Config {
+            spliceable,
+            silence: Vec::new(),
+        };
+        let mut bench = Bench {
+            session: Session::new(config, Mono::ZERO),
+            now: Mono::ZERO,
+            peers: peers.to_vec(),
+            opened: Vec::new(),
+            reset: Vec::new(),
+            outputs: Vec::new(),
+        };
+        bench.drain();
+        bench
+    }
+
+    fn drain(&mut self) {
+        while let Some(effect) = self.session.poll() {
+            match effect {
+                Effect::Rank => {
+                    let ranked = self.peers.iter().map(|p| candidate(*p)).collect();
+                    self.session.handle(Input::Candidates(ranked), self.now);
+                }
+                Effect::Open {
+                    attempt, node, how, ..
+                } => {
+                    self.opened.push((attempt, node.0[0], how));
+                    self.session.handle(Input::Opened(attempt), self.now);
+                }
+                Effect::Reset(attempt) => self.reset.push(attempt),
+                Effect::Emit(output) => self.outputs.push(output),
+                Effect::Note(_) => {}
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        self.session.handle(input, self.now);
+        self.drain();
+    }
+
+    fn frame(&mut self, attempt: u32, frame: GenFrame) {
+        self.input(Input::Frame(AttemptId(attempt), frame));
+    }
+
+    fn accepted(&mut self, attempt: u32) {
+        let accepted = Accepted {
+            generation: GenerationId([attempt as u8; 16]),
+            engine: 0,
+            digest: "d".into(),
+            exact: true,
+        };
+        self.frame(attempt, GenFrame::Accepted(accepted));
+    }
+
+    fn token(&mut self, attempt: u32, index: u32, text: &str) {
+        let chunk = Chunk {
+            text: text.into(),
+            ids: vec![index],
+            tokens: 1,
+        };
+        self.frame(
+            attempt,
+            GenFrame::Token(Token {
+                index,
+                chunk,
+                extra: String::new(),
+            }),
+        );
+    }
+
+    fn done(&mut self, attempt: u32, frames: u32) {
+        let usage = Usage {
+            prompt_tokens: 1,
+            completion_tokens: frames,
+        };
+        self.frame(
+            attempt,
+            GenFrame::Done(Done {
+                finish: FinishReason::Stop,
+                usage,
+                frames,
+            }),
+        );
+    }
+
+    fn error(&mut self, attempt: u32, code: ErrorCode) {
+        self.frame(attempt, GenFrame::Error(WireError::new(code, "said so")));
+    }
+
+    /// Lets time pass, waking the session whenever it asks for it.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.session.next_wake().filter(|at| *at <= end) {
+            self.now = at.max(self.now + Duration::from_micros(1));
+            self.input(Input::Wake);
+        }
+        self.now = end;
+    }
+
+    fn text(&self) -> String {
+        let texts = self.outputs.iter().filter_map(|o| match o {
+            Output::Token { text, .. } => Some(text.as_str()),
+            _ => None,
+        });
+        texts.collect()
+    }
+
+    fn last(&self) -> &Output {
+        self.outputs.last().expect("an output")
+    }
+
+    fn prefix(&self, attempt: usize) -> String {
+        match &self.opened[attempt].2 {
+            How::Generate(prefix) => prefix.iter().map(|c| c.text.as_str()).collect(),
+            How::Attach(_) => panic!("an attach"),
+        }
+    }
+}
+
+fn candidate(peer: u8) -> Candidate {
+    let mut id = [0; 32];
+    id[0] = peer;
+    Candidate {
+        node: NodeId(id),
+        engine: 0,
+        model: "m".into(),
+        digest: "d".into(),
+        token_ids: true,
+        cost: Cost::default(),
+        expected_ttft: Duration::from_millis(50),
+        expected_itl: Duration::from_millis(20),
+        draining: false,
+        reason: "first".into(),
+    }
+}
+
+#[test]
+fn nobody_there_is_said_at_once() {
+    let bench = Bench::new(&[], true);
+    assert_eq!(bench.outputs, [Output::Failed(Failure::NoPeer)]);
+}
+
+#[test]
+fn busy_everywhere_says_when_to_come_back() {
+    let mut bench = Bench::new(&[1, 2], true);
+    let busy = WireError::new(ErrorCode::Busy, "full");
+    bench.frame(
+        0,
+        GenFrame::Error(busy.clone().retry_after(Duration::from_millis(900))),
+    );
+    bench.frame(
+        1,
+        GenFrame::Error(busy.retry_after(Duration::from_millis(300))),
+    );
+    let retry_after = Duration::from_millis(300);
+    assert_eq!(
+        bench.outputs,
+        [Output::Failed(Failure::Busy { retry_after })]
+    );
+}
+
+#[test]
+fn a_wrong_request_is_not_tried_elsewhere() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.error(0, ErrorCode::Invalid);
+    assert_eq!(bench.opened.len(), 1);
+    assert!(
+        matches!(bench.last(), Output::Failed(Failure::Refused(e)) if e.code == ErrorCode::Invalid)
+    );
+}
+
+#[test]
+fn before_the_first_token_the_next_peer_is_tried_silently() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.error(0, ErrorCode::EngineDown);
+    bench.accepted(1);
+    bench.token(1, 0, "hello");
+    bench.done(1, 1);
+    assert!(matches!(&bench.outputs[0], Output::Started { node, .. } if node.0[0] == 2));
+    assert_eq!(bench.text(), "hello");
+    assert!(matches!(bench.last(), Output::Done { .. }));
+    assert!(
+        !bench
+            .outputs
+            .iter()
+            .any(|o| matches!(o, Output::PeerChanged { .. }))
+    );
+}
+
+#[test]
+fn silence_starts_a_backup_and_the_first_to_produce_goes_on() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.pass(SILENCE_MIN - Duration::from_millis(1));
+    assert_eq!(bench.opened.len(), 1, "not yet");
+    bench.pass(Duration::from_millis(2));
+    assert_eq!(bench.opened.len(), 2, "a backup");
+    assert_eq!(bench.prefix(1), "one ");
+    assert!(bench.reset.is_empty(), "the original is kept");
+
+    // The original wakes first: it goes on, the backup is reset.
+    bench.token(0, 1, "two ");
+    assert_eq!(bench.reset, [AttemptId(1)]);
+    // And once more, but this time the backup is first.
+    bench.pass(SILENCE_MIN * 2);
+    bench.accepted(2);
+    bench.pass(Duration::from_millis(30));
+    bench.token(2, 2, "three");
+    assert_eq!(bench.reset, [AttemptId(1), AttemptId(0)]);
+    bench.token(0, 2, "late");
+    bench.done(2, 3);
+    assert_eq!(bench.text(), "one two three");
+    let changed = bench.outputs.iter().find_map(|o| match o {
+        Output::PeerChanged {
+            seam, reason, gap, ..
+        } => Some((*seam, reason.clone(), *gap)),
+        _ => None,
+    });
+    let (seam, reason, gap) = changed.expect("a change of peer");
+    assert_eq!((seam, reason), (Seam::Exact, Reason::Silence));
+    assert_eq!(gap, SILENCE_MIN * 2 + Duration::from_millis(30));
+}
+
+#[test]
+fn progress_is_life_but_a_stalled_engine_is_not() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    for _ in 0..19 {
+        bench.pass(Duration::from_millis(50));
+        let progress = Progress {
+            phase: Phase::Generating,
+            done: 0,
+            total: 0,
+        };
+        bench.frame(0, GenFrame::Progress(progress));
+    }
+    assert_eq!(bench.opened.len(), 1, "a live agent is not silent");
+    bench.pass(Duration::from_millis(101));
+    assert_eq!(
+        bench.opened.len(),
+        2,
+        "but after a second without a token its engine hangs"
+    );
+}
+
+#[test]
+fn half_a_character_or_stop_sequence_is_made_anew_by_the_backup() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.token(0, 1, ""); // Half of something that never completes.
+    bench.input(Input::Closed(AttemptId(0), Closed::Ended));
+    assert_eq!(bench.prefix(1), "one ");
+    bench.accepted(1);
+    bench.token(1, 1, "");
+    bench.token(1, 2, "é");
+    bench.done(1, 3);
+    assert_eq!(bench.text(), "one é");
+    let indices: Vec<u32> = bench
+        .outputs
+        .iter()
+        .filter_map(|o| match o {
+            Output::Token { index, .. } => Some(*index),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(indices, [0, 1, 2]);
+}
+
+#[test]
+fn a_lost_connection_is_reattached_and_nothing_is_made_twice() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.input(Input::Closed(AttemptId(0), Closed::Lost("path".into())));
+    let attach = How::Attach(Attach {
+        generation: GenerationId([0; 16]),
+        have: 1,
+    });
+    assert_eq!(bench.opened[1], (AttemptId(1), 1, attach));
+    bench.token(1, 1, "two");
+    bench.done(1, 2);
+    assert_eq!(bench.text(), "one two");
+    assert_eq!(bench.opened.len(), 2, "no migration");
+}
+
+#[test]
+fn a_generation_that_is_gone_is_migrated() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.input(Input::Closed(AttemptId(0), Closed::Lost("restart".into())));
+    bench.error(1, ErrorCode::UnknownGeneration);
+    assert_eq!(bench.prefix(2), "one ");
+}
+
+#[test]
+fn a_draining_peer_hands_over_make_before_break() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.frame(0, GenFrame::Draining(Draining { deadline_ms: 5000 }));
+    assert_eq!(bench.opened.len(), 2);
+    // Both go on; the caller gets the original's tokens without a pause.
+    bench.token(0, 1, "two ");
+    bench.accepted(1);
+    bench.token(1, 1, "two ");
+    assert_eq!(bench.text(), "one two ");
+    bench.token(1, 2, "three");
+    assert_eq!(bench.reset, [AttemptId(0)]);
+    bench.done(1, 3);
+    assert_eq!(bench.text(), "one two three");
+}
+
+#[test]
+fn a_backup_that_says_something_else_starts_again_from_a_held_point() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.frame(0, GenFrame::Draining(Draining { deadline_ms: 5000 }));
+    bench.token(0, 1, "two ");
+    bench.accepted(1);
+    bench.token(1, 1, "deux ");
+    assert_eq!(bench.reset, [AttemptId(1)]);
+    assert_eq!(bench.prefix(2), "one two ");
+    bench.token(0, 2, "three "); // Held: the seam must not move any more.
+    assert_eq!(bench.text(), "one two ");
+    bench.accepted(2);
+    bench.token(2, 2, "trois");
+    bench.done(2, 3);
+    assert_eq!(bench.text(), "one two trois");
+}
+
+#[test]
+fn structured_output_is_never_spliced() {
+    let mut bench = Bench::new(&[1, 2], false);
+    bench.accepted(0);
+    bench.token(0, 0, "{\"a\":");
+    bench.pass(SILENCE_MIN * 3);
+    assert_eq!(
+        bench.opened.len(),
+        1,
+        "no backup for what cannot be spliced"
+    );
+    bench.input(Input::Closed(AttemptId(0), Closed::Ended));
+    let reason = Reason::EndedEarly;
+    assert_eq!(
+        *bench.last(),
+        Output::Failed(Failure::Incomplete { reason })
+    );
+}
+
+#[test]
+fn a_skipped_or_miscounted_token_is_a_failure_of_its_peer() {
+    let mut bench = Bench::new(&[1, 2, 3], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.token(0, 2, "three ");
+    assert_eq!(bench.opened.len(), 2);
+    bench.accepted(1);
+    bench.token(1, 1, "two ");
+    bench.done(1, 3);
+    assert_eq!(
+        bench.opened.len(),
+        3,
+        "an end that does not add up is no end"
+    );
+    bench.accepted(2);
+    bench.token(2, 2, "three");
+    bench.done(2, 3);
+    assert_eq!(bench.text(), "one two three");
+}
+
+#[test]
+fn with_nobody_left_it_waits_for_a_peer_and_then_says_what_broke() {
+    let mut bench = Bench::new(&[1], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.peers.clear();
+    bench.input(Input::Closed(AttemptId(0), Closed::Ended));
+    assert!(bench.session.is_waiting());
+    bench.pass(WAIT_FOR_PEER - Duration::from_millis(10));
+    assert!(!bench.session.is_ended());
+    bench.pass(Duration::from_millis(20));
+    let reason = Reason::EndedEarly;
+    assert_eq!(
+        *bench.last(),
+        Output::Failed(Failure::Interrupted { reason })
+    );
+}
+
+#[test]
+fn a_peer_that_appears_while_waiting_goes_on() {
+    let mut bench = Bench::new(&[1], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.peers.clear();
+    bench.input(Input::Closed(AttemptId(0), Closed::Ended));
+    bench.pass(Duration::from_secs(1));
+    bench.input(Input::Candidates(vec![candidate(7)]));
+    bench.accepted(1);
+    bench.token(1, 1, "two");
+    bench.done(1, 2);
+    assert_eq!(bench.text(), "one two");
+}
+
+#[test]
+fn cancelling_resets_everything_and_nothing_follows() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.pass(SILENCE_MIN * 2);
+    bench.input(Input::Cancel);
+    assert_eq!(bench.reset, [AttemptId(0), AttemptId(1)]);
+    bench.token(0, 1, "two ");
+    assert_eq!(*bench.last(), Output::Failed(Failure::Cancelled));
+    assert_eq!(bench.session.next_wake(), None);
+}
