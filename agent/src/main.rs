@@ -1,3 +1,8 @@
 //! The `unamesh` command.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    unamesh_agent::cli::run(std::env::args_os())
+}

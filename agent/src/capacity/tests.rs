@@ -179,23 +179,20 @@ fn amd_gpus_are_read_from_sysfs() {
 }
 
 #[test]
-fn unified_memory_fits_the_guide() {
-    for (ram, usable) in [
-        (8, 1.5),
-        (16, 7.5),
-        (24, 13.5),
-        (32, 19.5),
-        (64, 43.5),
-        (128, 91.5),
-    ] {
-        let gib = apple::usable(ram << 30) as f64 / (1u64 << 30) as f64;
-        assert!((gib - usable).abs() < 0.01, "{ram} GB: {gib}");
-    }
-    assert_eq!(apple::usable(4 << 30), 0);
-    let gpu = apple::gpu("Apple M3", 16 << 30, 2 << 30);
+fn unified_memory_is_shared_with_the_system() {
+    let gpu = apple::gpu("Apple M3", 16_000_000_000, 9_000_000_000);
+    assert_eq!(gpu.name, "Apple M3 GPU");
     assert_eq!(
-        (gpu.name.as_str(), gpu.memory_free),
-        ("Apple M3 GPU", 2 << 30)
+        (gpu.memory_total, gpu.memory_free),
+        (7_500_000_000, 7_500_000_000)
+    );
+    assert_eq!(
+        apple::gpu("Apple M3", 16_000_000_000, 2 << 30).memory_free,
+        2 << 30
+    );
+    assert_eq!(
+        apple::gpu("Apple M1", 4_000_000_000, 2 << 30).memory_total,
+        0
     );
 }
 

@@ -18,7 +18,6 @@
 mod agent_info;
 mod dir;
 mod last_good;
-mod pending;
 mod secret;
 mod speeds;
 

@@ -4,13 +4,13 @@
 //! and writes it down: at most every [`SAVE_EVERY`] and when the agent ends, never on the
 //! path of a token.
 
-use super::pending::Speed;
 use super::{StateDir, StateError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use unamesh_proto::estimate::Speed;
 use unamesh_proto::wire::Stats;
 use unamesh_proto::{Wall, limits};
 

@@ -223,11 +223,13 @@ async fn speeds_are_saved_when_the_agent_ends() {
     let now = Wall::from_millis(1);
     let store = SpeedStore::load(&state);
     let stop = tokio_util::sync::CancellationToken::new();
-    let saver = tokio::spawn(std::sync::Arc::clone(&store).keep_saved(stop.clone()));
-    store.observe("e", "m", now, |s| {
-        s.observe_itl(std::time::Duration::from_millis(3), now)
-    });
-    stop.cancel();
-    saver.await.unwrap();
+    let saver = std::sync::Arc::clone(&store).keep_saved(stop.clone());
+    let agent = async {
+        store.observe("e", "m", now, |s| {
+            s.observe_itl(std::time::Duration::from_millis(3), now)
+        });
+        stop.cancel();
+    };
+    tokio::join!(saver, agent);
     assert!(SpeedStore::load(&state).stats("e", "m", now).samples > 0);
 }

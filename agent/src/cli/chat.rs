@@ -1,0 +1,270 @@
+//! `unamesh chat`: a question, or a conversation. The answer is streamed; when it goes on
+//! from another machine, a note in dim brackets on standard error says so.
+
+use super::args::ChatArgs;
+use super::context::Context;
+use super::error::CliError;
+use super::local::{Lines, Local};
+use super::output::{BOLD, DIM};
+use super::text::{Read, ms};
+use serde_json::{Value, json};
+use std::io::{IsTerminal, Read as _};
+use unamesh_proto::limits;
+
+pub(super) async fn run(context: &Context, mut args: ChatArgs) -> Result<(), CliError> {
+    let local = Local::find(context)?;
+    let model = match args.model.take() {
+        // `unamesh chat "why is the sky blue?"`: a sentence is no model.
+        Some(text) if args.prompt.is_none() && text.contains(char::is_whitespace) => {
+            args.prompt = Some(text);
+            first_model(context, &local).await?
+        }
+        Some(model) => model,
+        None => first_model(context, &local).await?,
+    };
+    let chat = Chat {
+        context,
+        local: &local,
+        model,
+        args: &args,
+    };
+    let mut messages = Vec::new();
+    if let Some(system) = &args.system {
+        messages.push(json!({"role": "system", "content": system}));
+    }
+    let piped = !std::io::stdin().is_terminal();
+    match &args.prompt {
+        Some(prompt) => chat.once(&mut messages, prompt).await,
+        None if piped => chat.once(&mut messages, &read_all()?).await,
+        None => chat.conversation(&mut messages).await,
+    }
+}
+
+/// The first language model that is loaded somewhere, else the first that could be.
+async fn first_model(context: &Context, local: &Local) -> Result<String, CliError> {
+    let models = local.get("models").await?;
+    let texts = || {
+        models
+            .items()
+            .iter()
+            .filter(|m| m.at("kind").text() == "llm")
+    };
+    let loaded = |m: &&Value| {
+        m.at("peers")
+            .items()
+            .iter()
+            .any(|p| matches!(p.at("residency").text(), "loaded" | "pinned"))
+    };
+    texts()
+        .find(loaded)
+        .or_else(|| texts().next())
+        .map(|m| m.at("model").text().to_owned())
+        .ok_or_else(|| {
+            CliError::new("no_models", "no machine of the mesh has a language model")
+                .next(context.command("doctor"))
+        })
+}
+
+fn read_all() -> Result<String, CliError> {
+    let limit = u64::try_from(limits::MAX_HTTP_BODY).unwrap_or(u64::MAX);
+    let mut text = String::new();
+    std::io::stdin()
+        .take(limit)
+        .read_to_string(&mut text)
+        .map_err(|e| CliError::new("input", format!("standard input: {e}")))?;
+    if text.trim().is_empty() {
+        return Err(CliError::new(
+            "input",
+            "standard input is empty: nothing to ask",
+        ));
+    }
+    Ok(text)
+}
+
+struct Chat<'a> {
+    context: &'a Context,
+    local: &'a Local,
+    model: String,
+    args: &'a ChatArgs,
+}
+
+impl Chat<'_> {
+    /// One question, one answer.
+    async fn once(&self, messages: &mut Vec<Value>, prompt: &str) -> Result<(), CliError> {
+        messages.push(json!({"role": "user", "content": prompt}));
+        tokio::select! {
+            answer = self.answer(messages) => answer.map(drop),
+            _ = tokio::signal::ctrl_c() => Err(CliError::interrupted()),
+        }
+    }
+
+    /// Questions until the input ends. Ctrl-C stops an answer; at the prompt it ends.
+    async fn conversation(&self, messages: &mut Vec<Value>) -> Result<(), CliError> {
+        let out = &self.context.out;
+        out.note(&format!(
+            "{DIM}{} - Ctrl-C stops an answer, Ctrl-D ends{DIM:#}\n",
+            self.model
+        ));
+        loop {
+            out.note(&format!("{BOLD}> {BOLD:#}"));
+            let line = tokio::select! {
+                line = read_line() => line?,
+                _ = tokio::signal::ctrl_c() => None,
+            };
+            let Some(line) = line else {
+                out.note("\n");
+                return Ok(());
+            };
+            if line.trim().is_empty() {
+                continue;
+            }
+            messages.push(json!({"role": "user", "content": line.trim()}));
+            let answered = tokio::select! {
+                answer = self.answer(messages) => Some(answer),
+                _ = tokio::signal::ctrl_c() => None,
+            };
+            match answered {
+                Some(Ok(text)) => messages.push(json!({"role": "assistant", "content": text})),
+                Some(Err(error)) if error.silent => return Err(error),
+                // The conversation goes on without what failed or was stopped.
+                Some(Err(error)) => {
+                    messages.pop();
+                    out.error(&error);
+                }
+                None => {
+                    messages.pop();
+                    out.note(&format!("\n{DIM}[stopped]{DIM:#}\n"));
+                }
+            }
+        }
+    }
+
+    /// Streams one answer and returns its text.
+    async fn answer(&self, messages: &[Value]) -> Result<String, CliError> {
+        let mut body = json!({"model": self.model, "messages": messages, "stream": true});
+        let fields = [
+            ("temperature", self.args.temperature.map(Value::from)),
+            ("max_tokens", self.args.max_tokens.map(Value::from)),
+            ("seed", self.args.seed.map(Value::from)),
+        ];
+        for (name, value) in fields {
+            if let Some(value) = value {
+                body[name] = value;
+            }
+        }
+        let mut lines = self.local.lines("generate", &body).await?;
+        let mut text = String::new();
+        let ended = self.stream(&mut lines, &mut text).await;
+        if !text.is_empty() && !text.ends_with('\n') && !self.context.out.json {
+            self.context.out.print("\n")?;
+        }
+        ended.map(|()| text)
+    }
+
+    /// Until the one terminal event.
+    async fn stream(&self, lines: &mut Lines, text: &mut String) -> Result<(), CliError> {
+        let out = &self.context.out;
+        while let Some(event) = lines.next().await? {
+            if out.json {
+                out.line(&event.to_string())?;
+            }
+            match event.at("event").text() {
+                "token" => {
+                    let piece = event.at("text").text();
+                    text.push_str(piece);
+                    if !out.json {
+                        out.print(&printable(piece))?;
+                    }
+                }
+                "started" if self.args.verbose && !out.json => {
+                    let peer = event.at("peer").at("name").text();
+                    out.note(&format!(
+                        "{DIM}[{peer}: {}]{DIM:#}\n",
+                        event.at("why").text()
+                    ));
+                }
+                "peer_changed" if !out.json => out.note(&seam(&event)),
+                "done" => return Ok(()),
+                "failed" => return Err(self.failed(event.at("error"))),
+                _ => {}
+            }
+        }
+        Err(CliError::new(
+            "agent_lost",
+            "the agent on this machine went away in the middle",
+        )
+        .next(self.context.command("status")))
+    }
+
+    fn failed(&self, error: &Value) -> CliError {
+        let code = error.at("code").text();
+        let failed = CliError::new(code, error.at("message").text());
+        match code {
+            "unknown_model" | "model_not_found" => failed.next(self.context.command("models")),
+            "no_peer" => failed.next(self.context.command(&format!("why {}", self.model))),
+            _ => failed,
+        }
+    }
+}
+
+/// `[desk -> attic: exact seam, gap 143 ms]`.
+fn seam(event: &Value) -> String {
+    let gap = event.at("gap_ms").float().map(ms).unwrap_or_default();
+    let name = |side: &str| event.at(side).at("name").text().to_owned();
+    format!(
+        "{DIM}[{} -> {}: {}; {} seam, gap {gap}]{DIM:#}",
+        name("from"),
+        name("to"),
+        event.at("reason").text(),
+        event.at("seam").text(),
+    )
+}
+
+/// A model's text must not talk to the terminal: control characters other than line breaks
+/// and tabs are dropped.
+fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .collect()
+}
+
+/// A line of standard input; `None` at its end.
+async fn read_line() -> Result<Option<String>, CliError> {
+    let read = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        std::io::stdin()
+            .read_line(&mut line)
+            .map(|n| (n > 0).then_some(line))
+    });
+    match read.await {
+        Ok(Ok(line)) => Ok(line),
+        Ok(Err(e)) => Err(CliError::new("input", format!("standard input: {e}"))),
+        Err(e) => Err(CliError::new("input", e.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_cannot_talk_to_the_terminal() {
+        assert_eq!(
+            printable("a\x1b[2Jb\u{9b}c\r\n\td\u{e9}\x07"),
+            "a[2Jbc\n\td\u{e9}"
+        );
+    }
+
+    #[test]
+    fn a_seam_names_both_sides() {
+        let event = json!({
+            "from": {"name": "desk"}, "to": {"name": "attic"}, "seam": "exact",
+            "gap_ms": 143.2, "reason": "connection lost",
+        });
+        let text = anstream::adapter::strip_str(&seam(&event)).to_string();
+        assert_eq!(
+            text,
+            "[desk -> attic: connection lost; exact seam, gap 143 ms]"
+        );
+    }
+}

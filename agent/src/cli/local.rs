@@ -1,0 +1,287 @@
+//! A client of the agent that runs on this machine: HTTP/1.1 over loopback to its mesh API.
+
+use super::context::Context;
+use super::error::{CliError, NO_AGENT};
+use super::text::Read as _;
+use crate::state::{AdminToken, AgentInfo, StateDir};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use unamesh_proto::limits;
+
+/// A command asks the agent beside it: later than this it hangs.
+const CONNECT: Duration = Duration::from_secs(2);
+/// The longest answer that is no stream: a ping that waits for every path of a dead peer.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// The running agent.
+pub struct Local {
+    context: Context,
+    /// As it wrote when it started.
+    pub info: AgentInfo,
+    addr: SocketAddr,
+    token: AdminToken,
+}
+
+impl Local {
+    /// Finds the agent that runs with this state directory.
+    ///
+    /// # Errors
+    /// None runs, or this user may not talk to it.
+    pub fn find(context: &Context) -> Result<Self, CliError> {
+        let path = context.state_path()?;
+        if !path.is_dir() {
+            return Err(no_agent(context, false));
+        }
+        let state = StateDir::open(&path)?;
+        let member = state.file("mesh.json").exists();
+        let Some(info) = AgentInfo::read(&state)? else {
+            return Err(no_agent(context, member));
+        };
+        let Some(token) = AdminToken::load(&state)? else {
+            return Err(no_agent(context, member));
+        };
+        let addr = reachable(info.gateway);
+        Ok(Local {
+            context: context.clone(),
+            info,
+            addr,
+            token,
+        })
+    }
+
+    /// `GET /unamesh/v1/{path}`.
+    ///
+    /// # Errors
+    /// The agent does not answer, or refuses.
+    pub async fn get(&self, path: &str) -> Result<Value, CliError> {
+        self.answer(Method::GET, path, None).await
+    }
+
+    /// `POST /unamesh/v1/{path}` with a JSON body.
+    ///
+    /// # Errors
+    /// The agent does not answer, or refuses.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, CliError> {
+        self.answer(Method::POST, path, Some(body)).await
+    }
+
+    /// `POST /unamesh/v1/{path}` whose answer is a stream of lines. Dropping it cancels.
+    ///
+    /// # Errors
+    /// The agent does not answer, or refuses.
+    pub async fn lines(&self, path: &str, body: &Value) -> Result<Lines, CliError> {
+        let (response, connection) = self.send(Method::POST, path, Some(body)).await?;
+        Ok(Lines {
+            body: response.into_body(),
+            buffer: BytesMut::new(),
+            _connection: connection,
+        })
+    }
+
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, CliError> {
+        let asked = async {
+            let (response, _connection) = self.send(method, path, body).await?;
+            collect(response).await
+        };
+        let body = tokio::time::timeout(ANSWER, asked)
+            .await
+            .map_err(|_| self.silent(&format!("no answer within {} s", ANSWER.as_secs())))??;
+        serde_json::from_slice(&body)
+            .map_err(|e| self.silent(&format!("the answer is no JSON: {e}")))
+    }
+
+    /// Sends and checks the status. The set holds the connection's task.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(Response<Incoming>, JoinSet<()>), CliError> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/unamesh/v1/{path}"))
+            .header("host", self.addr.to_string())
+            .header("authorization", format!("Bearer {}", self.token.reveal()))
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|e| CliError::new("request", e.to_string()))?;
+        let stream = tokio::time::timeout(CONNECT, TcpStream::connect(self.addr))
+            .await
+            .map_err(|_| self.silent("connecting timed out"))?
+            .map_err(|e| self.unreachable(&e))?;
+        let _ = stream.set_nodelay(true);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.silent(&e.to_string()))?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            // Its error shows in the response.
+            let _ = connection.await;
+        });
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| self.silent(&e.to_string()))?;
+        if response.status().is_success() {
+            return Ok((response, tasks));
+        }
+        let status = response.status();
+        let body = collect(response).await?;
+        Err(self.refused(status.as_u16(), &body))
+    }
+
+    /// The agent's own words.
+    fn refused(&self, status: u16, body: &[u8]) -> CliError {
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let error = body.at("error");
+        let message = match error.at("message").text() {
+            "" => format!("the agent answered with status {status}"),
+            text => text.to_owned(),
+        };
+        let code = match error.at("code").text() {
+            "" => "refused",
+            code => code,
+        };
+        let error = CliError::new(code, message);
+        match code {
+            "unknown_model" | "no_peer" | "model_not_found" => {
+                error.next(self.context.command("models"))
+            }
+            // Another agent took the port after ours had died.
+            "token_required" => error.next(self.context.command("doctor")),
+            _ => error,
+        }
+    }
+
+    fn unreachable(&self, error: &std::io::Error) -> CliError {
+        let state = self
+            .context
+            .state_path()
+            .and_then(|p| Ok(StateDir::open(&p)?));
+        if state.is_ok_and(|state| !state.is_locked()) {
+            // It died without a goodbye and left its file.
+            return no_agent(&self.context, true);
+        }
+        self.silent(&error.to_string())
+    }
+
+    fn silent(&self, reason: &str) -> CliError {
+        CliError::new(
+            "agent_silent",
+            format!(
+                "the agent (process {}) does not answer at {}: {reason}",
+                self.info.pid, self.addr
+            ),
+        )
+        .exit(NO_AGENT)
+        .next(self.context.command("doctor"))
+    }
+}
+
+fn no_agent(context: &Context, member: bool) -> CliError {
+    if member {
+        CliError::new("no_agent", "no agent runs on this machine")
+            .exit(NO_AGENT)
+            .next(context.command("up"))
+    } else {
+        CliError::new(
+            "not_paired",
+            "this machine is in no mesh, and no agent runs on it",
+        )
+        .exit(NO_AGENT)
+        .next(format!(
+            "{} && {}",
+            context.command("init"),
+            context.command("up")
+        ))
+        .next(context.command("join LINK"))
+    }
+}
+
+/// Where to dial a listener: one on every address is on loopback too.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+async fn collect(response: Response<Incoming>) -> Result<Bytes, CliError> {
+    match Limited::new(response.into_body(), limits::MAX_ENGINE_BODY)
+        .collect()
+        .await
+    {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(e) if e.is::<LengthLimitError>() => Err(CliError::new(
+            "answer_too_large",
+            "the agent's answer is too large",
+        )),
+        Err(e) => Err(CliError::new(
+            "agent_silent",
+            format!("the agent's answer broke off: {e}"),
+        )),
+    }
+}
+
+/// A streamed answer, line by line.
+pub struct Lines {
+    body: Incoming,
+    buffer: BytesMut,
+    _connection: JoinSet<()>,
+}
+
+impl Lines {
+    /// The next line as JSON; `None` after the last.
+    ///
+    /// # Errors
+    /// The agent went away, or a line is no JSON or longer than [`limits::MAX_ENGINE_LINE`].
+    pub async fn next(&mut self) -> Result<Option<Value>, CliError> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
+                let line = self.buffer.split_to(end + 1);
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
+                return serde_json::from_slice(&line)
+                    .map(Some)
+                    .map_err(|e| CliError::new("protocol", format!("a line is no JSON: {e}")));
+            }
+            if self.buffer.len() > limits::MAX_ENGINE_LINE {
+                return Err(CliError::new(
+                    "protocol",
+                    "a line of the answer is too long",
+                ));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.buffer.extend_from_slice(data);
+                    }
+                }
+                Some(Err(e)) => {
+                    return Err(CliError::new(
+                        "agent_lost",
+                        format!("the agent on this machine went away: {e}"),
+                    ));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Writing to standard output and error: coloured tables for people, plain columns for
+//! pipes, JSON for scripts. A reader that goes away ends the command quietly.
+
+use super::error::CliError;
+use anstream::{AutoStream, ColorChoice};
+use anstyle::{AnsiColor, Style};
+use serde_json::Value;
+use std::io::{ErrorKind, IsTerminal, Write};
+
+/// Good.
+pub const GOOD: Style = AnsiColor::Green.on_default();
+/// Needs a look.
+pub const WARN: Style = AnsiColor::Yellow.on_default();
+/// Broken.
+pub const BAD: Style = AnsiColor::Red.on_default();
+/// Beside the point.
+pub const DIM: Style = Style::new().dimmed();
+/// The point.
+pub const BOLD: Style = Style::new().bold();
+/// As it comes.
+pub const PLAIN: Style = Style::new();
+
+/// How a command writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Out {
+    /// One JSON value instead of text.
+    pub json: bool,
+    /// Lines in tables, wrapping to the width of the terminal.
+    pub rich: bool,
+    stdout_color: ColorChoice,
+    stderr_color: ColorChoice,
+}
+
+impl Out {
+    /// Looks at both streams; `NO_COLOR` and `TERM=dumb` count.
+    pub fn new(json: bool, plain: bool) -> Self {
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let color = |terminal: bool| {
+            if terminal && !plain && !dumb && std::env::var_os("NO_COLOR").is_none() {
+                ColorChoice::Always
+            } else {
+                ColorChoice::Never
+            }
+        };
+        Out {
+            json,
+            rich: std::io::stdout().is_terminal() && !plain && !dumb && !json,
+            stdout_color: color(std::io::stdout().is_terminal()),
+            stderr_color: color(std::io::stderr().is_terminal()),
+        }
+    }
+
+    /// Writes `text` as it is and flushes.
+    ///
+    /// # Errors
+    /// The reader went away, or the disk behind a redirection is full.
+    pub fn print(&self, text: &str) -> Result<(), CliError> {
+        let mut stdout = AutoStream::new(std::io::stdout().lock(), self.stdout_color);
+        stdout
+            .write_all(text.as_bytes())
+            .and_then(|()| stdout.flush())
+            .map_err(|e| match e.kind() {
+                ErrorKind::BrokenPipe => CliError::closed_pipe(),
+                _ => CliError::new("output", format!("cannot write the output: {e}")),
+            })
+    }
+
+    /// Writes a line.
+    ///
+    /// # Errors
+    /// As [`Out::print`].
+    pub fn line(&self, text: &str) -> Result<(), CliError> {
+        self.print(&format!("{text}\n"))
+    }
+
+    /// Writes one JSON value: on one line in a pipe, indented on a terminal.
+    ///
+    /// # Errors
+    /// As [`Out::print`].
+    pub fn value(&self, value: &Value) -> Result<(), CliError> {
+        if std::io::stdout().is_terminal() {
+            self.line(&format!("{value:#}"))
+        } else {
+            self.line(&value.to_string())
+        }
+    }
+
+    /// Writes to standard error, where nobody who reads the output is disturbed.
+    pub fn note(&self, text: &str) {
+        let mut stderr = AutoStream::new(std::io::stderr().lock(), self.stderr_color);
+        // There is no other place left to report that this failed.
+        let _ = stderr
+            .write_all(text.as_bytes())
+            .and_then(|()| stderr.flush());
+    }
+
+    /// Reports why the command failed.
+    pub fn error(&self, error: &CliError) {
+        if error.silent {
+            return;
+        }
+        if self.json {
+            return self.note(&format!("{}\n", error.json()));
+        }
+        let mut text = format!("{BAD}error:{BAD:#} {}\n", error.message);
+        for (at, command) in error.next.iter().enumerate() {
+            let lead = if at == 0 { "  try:" } else { "   or:" };
+            text.push_str(&format!("{DIM}{lead}{DIM:#} {BOLD}{command}{BOLD:#}\n"));
+        }
+        self.note(&text);
+    }
+}
+
+/// One cell of a [`Table`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cell {
+    text: String,
+    style: Style,
+}
+
+/// A styled cell.
+pub fn cell(text: impl Into<String>, style: Style) -> Cell {
+    Cell {
+        text: text.into(),
+        style,
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        cell(text, PLAIN)
+    }
+}
+
+impl From<&str> for Cell {
+    fn from(text: &str) -> Self {
+        cell(text, PLAIN)
+    }
+}
+
+/// Rows under a header.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    header: Vec<&'static str>,
+    /// Columns to be aligned to the right.
+    numbers: Vec<usize>,
+    rows: Vec<Vec<Cell>>,
+}
+
+impl Table {
+    /// An empty table.
+    pub fn new(header: &[&'static str]) -> Self {
+        Table {
+            header: header.to_vec(),
+            ..Table::default()
+        }
+    }
+
+    /// Aligns the columns `at` to the right.
+    pub fn numbers(mut self, at: &[usize]) -> Self {
+        self.numbers = at.to_vec();
+        self
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: Vec<Cell>) {
+        self.rows.push(cells);
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// As text with a line break at its end: for a terminal with a rule below the header and
+    /// wrapped to its width, else plain columns of which each row is one line.
+    pub fn render(&self, out: &Out) -> String {
+        use comfy_table::{CellAlignment, ContentArrangement, presets};
+        let mut table = comfy_table::Table::new();
+        if out.rich {
+            table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+            table.set_content_arrangement(ContentArrangement::Dynamic);
+        } else {
+            table.load_preset(presets::NOTHING);
+            table.set_content_arrangement(ContentArrangement::Disabled);
+        }
+        match out.stdout_color {
+            ColorChoice::Never => table.force_no_tty(),
+            _ => table.enforce_styling(),
+        };
+        table.set_header(self.header.iter().map(|h| styled(h, BOLD)));
+        for row in &self.rows {
+            table.add_row(
+                row.iter()
+                    .map(|c| styled(one_line(&c.text).as_str(), c.style)),
+            );
+        }
+        for at in &self.numbers {
+            if let Some(column) = table.column_mut(*at) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        let text = table.to_string();
+        text.lines()
+            .map(|line| format!("{}\n", line.trim_end()))
+            .collect()
+    }
+}
+
+/// A peer's name must not break the table, or talk to the terminal.
+fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
+fn styled(text: &str, style: Style) -> comfy_table::Cell {
+    use comfy_table::{Attribute, Cell, Color};
+    let cell = Cell::new(text);
+    match style {
+        GOOD => cell.fg(Color::DarkGreen),
+        WARN => cell.fg(Color::DarkYellow),
+        BAD => cell.fg(Color::DarkRed),
+        DIM => cell.add_attribute(Attribute::Dim),
+        BOLD => cell.add_attribute(Attribute::Bold),
+        _ => cell,
+    }
+}

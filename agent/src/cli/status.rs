@@ -1,0 +1,124 @@
+//! `unamesh status`: this machine's agent.
+
+use super::context::Context;
+use super::error::CliError;
+use super::local::Local;
+use super::output::{BOLD, DIM, GOOD, WARN};
+use super::text::{Read, bytes, count, short, span};
+use serde_json::Value;
+use std::fmt::Write as _;
+use unamesh_client::clock;
+
+pub(super) async fn run(context: &Context) -> Result<(), CliError> {
+    let local = Local::find(context)?;
+    let status = local.get("status").await?;
+    if context.out.json {
+        return context.out.value(&status);
+    }
+    let peers = local.get("peers").await?;
+    let engines = local.get("engines").await?;
+    context
+        .out
+        .print(&render(&local, &status, &peers, &engines))
+}
+
+fn render(local: &Local, status: &Value, peers: &Value, engines: &Value) -> String {
+    let info = &local.info;
+    let state = match status.at("state").text() {
+        "" => "up",
+        state => state,
+    };
+    let style = if state == "up" { GOOD } else { WARN };
+    let mut text = format!(
+        "{BOLD}{}{BOLD:#} is {style}{state}{style:#} {DIM}(node {}, version {}, process {}){DIM:#}\n",
+        info.name,
+        short(&info.node),
+        info.version,
+        info.pid,
+    );
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "  {DIM}{name:<8}{DIM:#} {value}");
+    };
+    let mesh = status.at("mesh_name").text();
+    if !mesh.is_empty() {
+        line("mesh", format!("{mesh}, role {}", status.at("role").text()));
+    }
+    line(
+        "since",
+        span(clock::wall().as_millis().saturating_sub(info.started_ms)),
+    );
+    line(
+        "gateway",
+        format!("http://{} (OpenAI API: /v1)", info.gateway),
+    );
+    line("data", format!("udp {}", info.quic));
+    let others = peers
+        .items()
+        .iter()
+        .filter(|p| p.at("me").as_bool() != Some(true));
+    let (alive, silent): (Vec<_>, Vec<_>) =
+        others.partition(|p| p.at("liveness").text() == "alive");
+    let mut seen = count(alive.len(), "other machine");
+    if !silent.is_empty() {
+        let _ = write!(seen, ", {} silent", silent.len());
+    }
+    line("peers", seen);
+    let models: usize = engines
+        .items()
+        .iter()
+        .map(|e| e.at("models").items().len())
+        .sum();
+    line(
+        "engines",
+        format!(
+            "{}, {} here",
+            count(engines.items().len(), "engine"),
+            count(models, "model")
+        ),
+    );
+    line(
+        "active",
+        count(
+            usize::try_from(status.at("active").number()).unwrap_or(0),
+            "answer",
+        ),
+    );
+    if let Some(me) = peers
+        .items()
+        .iter()
+        .find(|p| p.at("me").as_bool() == Some(true))
+    {
+        line("hardware", hardware(me.at("hardware")));
+    }
+    text
+}
+
+fn hardware(hardware: &Value) -> String {
+    let mut text = format!(
+        "{} ({} cores), {} of {} RAM free",
+        hardware.at("cpu").text(),
+        hardware.at("cores").number(),
+        bytes(hardware.at("ram_free").number()),
+        bytes(hardware.at("ram_total").number()),
+    );
+    for gpu in hardware.at("gpus").items() {
+        let _ = write!(
+            text,
+            "; {}: {} of {} free, {} %, {} °C",
+            gpu.at("name").text(),
+            bytes(gpu.at("memory_free").number()),
+            bytes(gpu.at("memory_total").number()),
+            gpu.at("utilization").number(),
+            gpu.at("temperature").number(),
+        );
+    }
+    if let Some(percent) = hardware.at("battery").as_u64() {
+        let source = if hardware.at("on_battery").as_bool() == Some(true) {
+            "on battery"
+        } else {
+            "on mains"
+        };
+        let _ = write!(text, "; {source}, {percent} %");
+    }
+    text
+}

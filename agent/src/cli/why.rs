@@ -1,0 +1,99 @@
+//! `unamesh why`: the ranking for a model, with the reason of each place.
+
+use super::args::WhyArgs;
+use super::context::Context;
+use super::error::CliError;
+use super::local::Local;
+use super::output::{BOLD, DIM, GOOD, Table, cell};
+use super::text::{Read, ms, short};
+use serde_json::Value;
+
+pub(super) async fn run(context: &Context, args: &WhyArgs) -> Result<(), CliError> {
+    let local = Local::find(context)?;
+    let query: String = url::form_urlencoded::Serializer::new(String::new())
+        .append_pair("model", &args.model)
+        .append_pair("prompt_tokens", &args.prompt_tokens.to_string())
+        .finish();
+    let why = local.get(&format!("why?{query}")).await?;
+    if context.out.json {
+        context.out.value(&why)?;
+    } else if !why.at("ranked").items().is_empty() {
+        context.out.print(&ranking(context, &why))?;
+    }
+    if why.at("ranked").items().is_empty() {
+        return Err(nobody(context, &args.model, &why));
+    }
+    Ok(())
+}
+
+fn ranking(context: &Context, why: &Value) -> String {
+    let mut table = Table::new(&[
+        "", "MACHINE", "TOTAL", "RTT", "QUEUE", "LOAD", "TTFT", "REASON",
+    ])
+    .numbers(&[2, 3, 4, 5, 6]);
+    for (at, candidate) in why.at("ranked").items().iter().enumerate() {
+        let style = if at == 0 { GOOD } else { anstyle::Style::new() };
+        let cost = |part: &str| match candidate.at("cost_ms").at(part).float() {
+            Some(value) => ms(value),
+            None => "-".to_owned(),
+        };
+        table.row(vec![
+            cell(
+                if at == 0 {
+                    "->".to_owned()
+                } else {
+                    (at + 1).to_string()
+                },
+                style,
+            ),
+            cell(candidate.at("name").text(), style),
+            cell(cost("total"), style),
+            cost("rtt").into(),
+            cost("queue").into(),
+            cost("load").into(),
+            cost("ttft").into(),
+            candidate.at("reason").text().into(),
+        ]);
+    }
+    let mut text = table.render(&context.out);
+    let rejected = why.at("rejected").items();
+    if !rejected.is_empty() {
+        text.push_str(&format!("\n{BOLD}Not considered{BOLD:#}\n"));
+        for one in rejected {
+            let name = match one.at("name").text() {
+                "" => short(one.at("node").text()),
+                name => name.to_owned(),
+            };
+            text.push_str(&format!(
+                "  {name}: {DIM}{}{DIM:#}\n",
+                one.at("reason").text()
+            ));
+        }
+    }
+    text
+}
+
+/// No machine can answer: name what is near, and why each refused.
+fn nobody(context: &Context, model: &str, why: &Value) -> CliError {
+    let mut message = format!("no machine can answer for {model:?} now");
+    for one in why.at("rejected").items() {
+        message.push_str(&format!(
+            "\n  {}: {}",
+            one.at("name").text(),
+            one.at("reason").text()
+        ));
+    }
+    let near: Vec<String> = why
+        .at("near")
+        .items()
+        .iter()
+        .map(|n| {
+            let places: Vec<&str> = n.at("peers").items().iter().map(Read::text).collect();
+            format!("{} on {}", n.at("model").text(), places.join(", "))
+        })
+        .collect();
+    if !near.is_empty() {
+        message.push_str(&format!("\n  near names: {}", near.join("; ")));
+    }
+    CliError::new("no_peer", message).next(context.command("models"))
+}
