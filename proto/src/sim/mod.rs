@@ -1,3 +1,4 @@
 //! The seeded simulator: a virtual clock, lossy links, faults.
 
+pub mod gossip;
 pub mod session;

@@ -100,7 +100,8 @@ impl Entry {
     /// It lives. Returns whether its paths changed in a way that matters; liveness itself is
     /// [`Entry::settle`]'s.
     pub fn sign_of_life(&mut self, sign: Sign, now: Mono) -> bool {
-        self.heard = self.heard.max(now);
+        // The first sign may be a probe that was answered before the entry was made.
+        self.heard = if self.was_alive { self.heard.max(now) } else { now };
         self.was_alive = true;
         self.doubt = false;
         self.cached = None;

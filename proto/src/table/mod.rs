@@ -363,6 +363,7 @@ impl Table {
         self.strangers
             .retain(|_, (named, _)| now.since(*named) < timeouts::TABLE_FORGET);
         if self.refresh_at.is_some_and(|at| at <= now) {
+            self.refresh_at = None;
             self.dirty = true;
         }
     }

@@ -21,7 +21,7 @@ impl Tombstones {
     pub fn bury(&mut self, node: NodeId, mark: Mark, now: Mono) {
         let until = now + TOMBSTONE;
         let (kept, at) = self.buried.entry(node).or_insert((mark, until));
-        *kept = mark.max(*kept);
+        *kept = if now < *at { mark.max(*kept) } else { mark };
         *at = until;
         if self.buried.len() > MAX_TOMBSTONES {
             let others = self.buried.iter().filter(|(n, _)| **n != node);

@@ -1,0 +1,379 @@
+//! The peer table against a model that keeps only what the rules name, under random merges,
+//! probes, goodbyes and jumps of time.
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use unamesh_proto::table::{Liveness, Merged, Table, TableEvent};
+use unamesh_proto::testing::{WALL_MS, addr, advert_of, node, unsigned};
+use unamesh_proto::timeouts::{TABLE_DOWN, TABLE_FORGET, TABLE_SUSPECT, TOMBSTONE};
+use unamesh_proto::wire::NodeState;
+use unamesh_proto::{Mono, NodeId, Wall, limits};
+
+const WALL: Wall = Wall::from_millis(WALL_MS);
+const NODES: u32 = 4;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Word {
+        n: u32,
+        epoch: u64,
+        seq: u64,
+        direct: bool,
+        left: bool,
+    },
+    Goodbye {
+        n: u32,
+        epoch: u64,
+    },
+    Hint {
+        n: u32,
+        a: u32,
+    },
+    ProbeOk {
+        n: u32,
+        a: u32,
+        rtt_us: u64,
+    },
+    ProbeFailed {
+        n: u32,
+        a: u32,
+    },
+    Wait(Duration),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let n = 1..=NODES;
+    let a = 1u32..5;
+    let wait = prop_oneof![
+        4 => 1u64..700,
+        3 => 700u64..3000,
+        1 => Just(600_000u64),
+        1 => Just(3_600_000u64),
+    ];
+    prop_oneof![
+        8 => (n.clone(), 1u64..5, 0u64..4, any::<bool>(), prop::bool::weighted(0.1)).prop_map(
+            |(n, epoch, seq, direct, left)| Op::Word { n, epoch, seq, direct, left }
+        ),
+        1 => (n.clone(), 1u64..5).prop_map(|(n, epoch)| Op::Goodbye { n, epoch }),
+        1 => (n.clone(), a.clone()).prop_map(|(n, a)| Op::Hint { n, a }),
+        3 => (n.clone(), a.clone(), 100u64..50_000)
+            .prop_map(|(n, a, rtt_us)| Op::ProbeOk { n, a, rtt_us }),
+        2 => (n, a).prop_map(|(n, a)| Op::ProbeFailed { n, a }),
+        6 => wait.prop_map(|ms| Op::Wait(Duration::from_millis(ms))),
+    ]
+}
+
+type Mark = (u64, u64);
+
+/// What the rules say of one node.
+#[derive(Clone, Debug, Default)]
+struct Model {
+    word: Option<Mark>,
+    /// When it entered the table or last gave a sign of life.
+    heard: Mono,
+    ever_alive: bool,
+    /// A probe failed since: suspect is allowed, since all paths may have failed.
+    doubted: bool,
+    buried: Option<(Mark, Mono)>,
+    /// Answered a probe before its first word.
+    answered: Option<Mono>,
+}
+
+impl Model {
+    fn word(&mut self, mark: Mark, direct: bool, now: Mono) -> Merged {
+        if self
+            .buried
+            .is_some_and(|(buried, until)| mark <= buried && now < until)
+        {
+            return Merged::Tombstoned;
+        }
+        let merged = match self.word {
+            None => {
+                let answered = self.answered.take();
+                *self = Model {
+                    word: Some(mark),
+                    heard: now,
+                    ..Model::default()
+                };
+                if let Some(at) = answered.filter(|at| now.since(*at) < TABLE_SUSPECT) {
+                    self.alive(at);
+                }
+                Merged::New
+            }
+            Some(known) if mark < known => Merged::Stale,
+            Some(known) if mark == known => Merged::Unchanged,
+            Some(_) => {
+                self.word = Some(mark);
+                Merged::Updated
+            }
+        };
+        if direct {
+            self.alive(now);
+        }
+        merged
+    }
+
+    fn goodbye(&mut self, epoch: u64, now: Mono) -> Merged {
+        let mark = (epoch, u64::MAX);
+        if self.word.is_some_and(|(known, _)| known > epoch) {
+            return Merged::Stale;
+        }
+        let earlier = self
+            .buried
+            .filter(|(_, until)| now < *until)
+            .map_or((0, 0), |(m, _)| m);
+        *self = Model {
+            buried: Some((mark.max(earlier), now + TOMBSTONE)),
+            ..Model::default()
+        };
+        Merged::Updated
+    }
+
+    fn alive(&mut self, now: Mono) {
+        (self.heard, self.ever_alive, self.doubted) = (now, true, false);
+    }
+
+    fn pass_time(&mut self, now: Mono) {
+        let over = TABLE_DOWN + TABLE_FORGET;
+        if let Some(mark) = self.word.filter(|_| now.since(self.heard) >= over) {
+            *self = Model {
+                buried: Some((mark, now + TOMBSTONE)),
+                ..Model::default()
+            };
+        }
+        self.buried = self.buried.filter(|(_, until)| now < *until);
+    }
+
+    fn allows(&self, liveness: Liveness, now: Mono) -> bool {
+        let silent = now.since(self.heard);
+        match liveness {
+            Liveness::Down => silent >= TABLE_DOWN,
+            Liveness::Suspect => {
+                silent < TABLE_DOWN && (silent >= TABLE_SUSPECT || !self.ever_alive || self.doubted)
+            }
+            Liveness::Alive => silent < TABLE_SUSPECT && self.ever_alive,
+        }
+    }
+}
+
+struct Run {
+    table: Table,
+    model: BTreeMap<NodeId, Model>,
+    now: Mono,
+    version: u64,
+    /// What events have told so far.
+    told: BTreeMap<NodeId, TableEvent>,
+}
+
+impl Run {
+    fn new() -> Self {
+        Run {
+            table: Table::new(Some(node(0))),
+            model: BTreeMap::new(),
+            now: Mono::from_micros(1),
+            version: 0,
+            told: BTreeMap::new(),
+        }
+    }
+
+    fn step(&mut self, op: &Op) {
+        let now = self.now;
+        match *op {
+            Op::Word {
+                n,
+                epoch,
+                seq,
+                direct,
+                left,
+            } => {
+                let mut advert = advert_of(node(n), epoch, seq);
+                let model = self.model.entry(node(n)).or_default();
+                let buried = model
+                    .buried
+                    .is_some_and(|(b, until)| (epoch, seq) <= b && now < until);
+                let expected = match (left, buried) {
+                    (_, true) => Merged::Tombstoned,
+                    (true, false) => model.goodbye(epoch, now),
+                    (false, false) => model.word((epoch, seq), direct, now),
+                };
+                if left {
+                    advert.state = NodeState::Left;
+                }
+                let merged = self.table.merge(advert, unsigned(), direct, now, WALL);
+                assert_eq!(merged, expected);
+            }
+            Op::Goodbye { n, epoch } => {
+                self.model.entry(node(n)).or_default().goodbye(epoch, now);
+                self.table.goodbye(node(n), epoch, now);
+            }
+            Op::Hint { n, a } => self.table.hint(node(n), addr(100 * n + a), now),
+            Op::ProbeOk { n, a, rtt_us } => {
+                let model = self.model.entry(node(n)).or_default();
+                if model.word.is_some() {
+                    model.alive(now);
+                } else {
+                    model.answered = Some(now);
+                }
+                let rtt = Duration::from_micros(rtt_us);
+                self.table.probe_ok(node(n), addr(100 * n + a), rtt, now);
+            }
+            Op::ProbeFailed { n, a } => {
+                self.model.entry(node(n)).or_default().doubted = true;
+                self.table.probe_failed(node(n), addr(100 * n + a), now);
+            }
+            Op::Wait(span) => self.wait(now + span),
+        }
+        self.check();
+    }
+
+    /// Goes from wake-up to wake-up, as the owner of a table does.
+    fn wait(&mut self, end: Mono) {
+        while let Some(at) = self.table.next_wakeup().filter(|at| *at <= end) {
+            assert!(at >= self.now, "a wake-up in the past");
+            self.now = at;
+            self.table.tick(at);
+            self.table.changed();
+            assert!(self.table.next_wakeup() > Some(at) || self.table.next_wakeup().is_none());
+            self.model.values_mut().for_each(|m| m.pass_time(at));
+        }
+        self.now = end;
+    }
+
+    fn check(&mut self) {
+        self.model.values_mut().for_each(|m| m.pass_time(self.now));
+        if let Some(changed) = self.table.changed() {
+            assert!(changed.version > self.version);
+            self.version = changed.version;
+        }
+        let snapshot = self.table.snapshot();
+        assert!(
+            snapshot
+                .peers
+                .windows(2)
+                .all(|w| w[0].advert.node < w[1].advert.node)
+        );
+        for (id, model) in &self.model {
+            let peer = snapshot.get(id);
+            assert_eq!(
+                peer.map(|p| (p.advert.epoch, p.advert.seq)),
+                model.word,
+                "{id:?}"
+            );
+            let Some(peer) = peer else { continue };
+            assert!(
+                model.allows(peer.liveness, self.now),
+                "{peer:?} against {model:?}"
+            );
+            assert!(peer.paths.len() <= limits::MAX_PATHS);
+            let mut addrs: Vec<_> = peer.paths.iter().map(|p| p.addr).collect();
+            addrs.sort();
+            addrs.dedup();
+            assert_eq!(addrs.len(), peer.paths.len(), "a path is listed twice");
+        }
+        self.check_events();
+    }
+
+    /// Events alternate as people expect, and their last word fits the table.
+    fn check_events(&mut self) {
+        use TableEvent::{Back, Down, Forgotten, Joined, Left, Suspect, Twin};
+        while let Some(event) = self.table.poll() {
+            let (Joined(n) | Left(n) | Suspect(n) | Down(n) | Back(n) | Forgotten(n) | Twin(n)) =
+                event;
+            let before = self.told.insert(n, event);
+            let fits = match event {
+                Joined(_) => matches!(before, None | Some(Left(_) | Forgotten(_))),
+                Suspect(_) => matches!(before, Some(Joined(_) | Back(_))),
+                Down(_) => matches!(before, Some(Joined(_) | Back(_) | Suspect(_))),
+                Back(_) => matches!(before, Some(Suspect(_) | Down(_))),
+                Left(_) => !matches!(before, None | Some(Left(_) | Forgotten(_))),
+                Forgotten(_) => matches!(before, Some(Down(_))),
+                Twin(_) => false,
+            };
+            assert!(fits, "{before:?} then {event:?}");
+        }
+        for peer in &self.table.snapshot().peers {
+            let told = self.told.get(&peer.advert.node);
+            let fits = match peer.liveness {
+                Liveness::Alive => matches!(told, Some(Joined(_) | Back(_))),
+                Liveness::Suspect => !matches!(told, Some(Joined(_) | Back(_) | Down(_))),
+                Liveness::Down => !matches!(told, Some(Joined(_) | Back(_) | Suspect(_))),
+            };
+            assert!(fits, "{:?}, but told {told:?}", peer.liveness);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(1000), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_table_follows_its_rules(ops in prop::collection::vec(op(), 1..80)) {
+        let mut run = Run::new();
+        for op in &ops {
+            run.step(op);
+        }
+    }
+
+    /// What was said decides, not the order in which it came.
+    #[test]
+    fn tables_converge_whatever_the_order(
+        words in prop::collection::vec((1..=NODES, 1u64..5, 0u64..4, prop::bool::weighted(0.2)), 1..40)
+            .prop_flat_map(|w| (Just(w.clone()), Just(w).prop_shuffle())),
+    ) {
+        let believe = |words: &[(u32, u64, u64, bool)]| {
+            let mut table = Table::new(None);
+            for (n, epoch, seq, left) in words {
+                let mut advert = advert_of(node(*n), *epoch, *seq);
+                if *left {
+                    advert.state = NodeState::Left;
+                }
+                table.merge(advert, unsigned(), false, Mono::ZERO, WALL);
+            }
+            table.changed();
+            let mark = |p: &std::sync::Arc<unamesh_proto::table::Peer>| {
+                (p.advert.node, p.advert.epoch, p.advert.seq)
+            };
+            table.snapshot().peers.iter().map(mark).collect::<Vec<_>>()
+        };
+        let (one, other) = words;
+        prop_assert_eq!(believe(&one), believe(&other));
+    }
+}
+
+/// Bounds hold under floods of strangers, words and goodbyes.
+#[test]
+fn bounds_hold() {
+    let mut table = Table::new(None);
+    let mut x = 0x2545_f491_4f6c_dd1du64;
+    for step in 0..30_000u64 {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        let (n, now) = ((x >> 20) as u32 % 8000, Mono::from_micros(step * 1000));
+        let address = addr((x >> 8) as u32);
+        match x % 5 {
+            0 => table.hint(node(n), address, now),
+            1 => table.goodbye(node(n), 1, now),
+            2 => table.probe_ok(node(n), address, Duration::from_micros(x >> 50), now),
+            _ => {
+                let advert = advert_of(node(n), 1 + x % 3, x % 7);
+                table.merge(advert, unsigned(), x & 64 == 0, now, WALL);
+            }
+        }
+    }
+    table.changed();
+    assert!(table.snapshot().peers.len() <= limits::MAX_PEERS);
+    assert!(table.tombstones() <= limits::MAX_TOMBSTONES);
+    assert!(table.strangers().count() <= limits::MAX_STRANGERS);
+    assert!(std::iter::from_fn(|| table.poll()).count() <= limits::MAX_TABLE_EVENTS);
+}
+
+/// `PROPTEST_CASES` goes before the default, which fits a debug build.
+fn cases(default: u32) -> u32 {
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(default)
+}
