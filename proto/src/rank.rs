@@ -530,7 +530,7 @@ fn ms(n: f64) -> Duration {
 
 /// How unlike two model names are: edit distance, less if one begins like the other (a tag, a
 /// size left out). Only the first 64 characters count, so that hostile names cost little.
-fn distance(asked: &str, name: &str) -> usize {
+pub fn distance(asked: &str, name: &str) -> usize {
     let fold = |s: &str| -> Vec<char> { s.chars().take(64).flat_map(char::to_lowercase).collect() };
     let (a, b) = (fold(asked), fold(name));
     let shared = a.iter().zip(&b).take_while(|(x, y)| x == y).count();

@@ -117,5 +117,8 @@ pub const HTTP_BODY: Duration = Duration::from_secs(30);
 pub const RESTART_RESET: Duration = Duration::from_secs(60);
 /// A managed engine that was asked to stop (SIGTERM) is killed after this. Within [`SHUTDOWN`].
 pub const STOP_ENGINE: Duration = Duration::from_secs(2);
+/// An engine that takes connections and answers nothing for this long, while nothing of ours
+/// runs there, is wedged: a managed one is restarted.
+pub const ENGINE_WEDGED: Duration = Duration::from_secs(30);
 /// A managed engine that is being started: how often its health is asked.
 pub const ENGINE_START_POLL: Duration = Duration::from_millis(100);

@@ -60,6 +60,10 @@ impl Engine for Auto {
             .map_or(EngineKind::OpenAi, |found| found.kind())
     }
 
+    fn local_port(&self) -> Option<u16> {
+        self.http.local_port()
+    }
+
     async fn describe(&self) -> Result<EngineInfo, EngineError> {
         self.find().await?.describe().await
     }

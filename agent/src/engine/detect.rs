@@ -4,6 +4,7 @@
 //! by the slots in `/props`, LM Studio by its own model list, vLLM by the owner that it writes
 //! into `/v1/models`; what has a model list and none of these is OpenAI-style.
 
+use super::EngineSpec;
 use super::http::Http;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -28,6 +29,19 @@ pub struct Found {
     pub kind: EngineKind,
     /// Where.
     pub url: Url,
+}
+
+impl Found {
+    /// How to talk to it.
+    pub fn into_spec(self) -> EngineSpec {
+        EngineSpec {
+            name: self.name,
+            kind: Some(self.kind),
+            url: self.url,
+            slots: None,
+            api_key: None,
+        }
+    }
 }
 
 /// What API answers at `http`; `None` if none does, or none that we speak.

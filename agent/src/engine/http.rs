@@ -134,6 +134,13 @@ impl Http {
         })
     }
 
+    /// The port, if the host is this machine by its loopback address.
+    pub fn local_port(&self) -> Option<u16> {
+        let host = self.inner.host.as_str();
+        let local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        local.then_some(self.inner.port)
+    }
+
     /// Asks for `path` and reads the whole answer as JSON, all within `limit`.
     ///
     /// # Errors

@@ -177,6 +177,10 @@ impl Engine for LlamaCpp {
         EngineKind::LlamaCpp
     }
 
+    fn local_port(&self) -> Option<u16> {
+        self.http.local_port()
+    }
+
     async fn describe(&self) -> Result<EngineInfo, EngineError> {
         let loading = EngineInfo {
             health: Health::Starting,

@@ -1,12 +1,14 @@
 //! Engines: what computes. One trait, an adapter per API.
 //!
-//! - [`llamacpp`], [`ollama`], [`openai`]: the adapters; [`auto`] finds out which one fits.
+//! - [`llamacpp`], [`ollama`], [`openai`]: the adapters; [`auto`] finds out which one fits,
+//!   [`configured`] makes them from the configuration.
 //! - [`registry`]: asks all engines how they are, publishes the catalog, picks one.
 //! - [`managed`]: engines that the agent itself starts, watches and stops.
 //! - [`detect`]: which API answers where.
 //! - [`http`], [`lines`], [`stream`], [`request`], [`refusal`]: what the adapters share.
 
 pub mod auto;
+pub mod configured;
 pub mod detect;
 pub mod http;
 pub mod lines;
@@ -159,6 +161,15 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// See [`EngineError`]; nothing was delivered.
     async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError>;
+
+    /// The port of this machine where it answers, so that detection does not find it again.
+    fn local_port(&self) -> Option<u16> {
+        None
+    }
+
+    /// It takes connections and has answered nothing for
+    /// [`unamesh_proto::timeouts::ENGINE_WEDGED`]. Whoever can restart it does.
+    fn wedged(&self) {}
 }
 
 /// The words of an error are read up to this many bytes.

@@ -125,6 +125,10 @@ impl Engine for Ollama {
         EngineKind::Ollama
     }
 
+    fn local_port(&self) -> Option<u16> {
+        self.http.local_port()
+    }
+
     async fn describe(&self) -> Result<EngineInfo, EngineError> {
         let version: Version = self.ask("/api/version").await?;
         let tags: Tags = self.ask("/api/tags").await?;

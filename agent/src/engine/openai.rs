@@ -76,6 +76,10 @@ impl Engine for OpenAi {
         self.kind
     }
 
+    fn local_port(&self) -> Option<u16> {
+        self.http.local_port()
+    }
+
     async fn describe(&self) -> Result<EngineInfo, EngineError> {
         let models = self.models().await?;
         let version = match self.kind {

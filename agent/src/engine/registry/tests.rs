@@ -1,0 +1,245 @@
+//! The registry against an engine that says what the test tells it.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use super::*;
+use crate::engine::{EngineEvent, EngineInfo, EngineStream};
+use futures_util::{StreamExt, stream};
+use unamesh_proto::wire::{EngineKind, GenerateRequest, InputKind, ModelKind, Residency};
+
+/// A double: answers from what was put into it.
+struct Puppet {
+    says: Mutex<Result<EngineInfo, EngineError>>,
+    asked: watch::Sender<u32>,
+    wedged: watch::Sender<u32>,
+}
+
+impl Puppet {
+    fn new() -> Arc<Puppet> {
+        Arc::new(Puppet {
+            says: Mutex::new(Ok(info(Health::Ok))),
+            asked: watch::Sender::new(0),
+            wedged: watch::Sender::new(0),
+        })
+    }
+
+    fn say(&self, what: Result<EngineInfo, EngineError>) {
+        *self.says.lock().unwrap() = what;
+    }
+}
+
+fn model(name: &str) -> ModelAdvert {
+    ModelAdvert {
+        engine: 0,
+        name: name.into(),
+        digest: String::new(),
+        family: String::new(),
+        quantization: String::new(),
+        size: 0,
+        context: 0,
+        kind: ModelKind::Llm,
+        residency: Residency::Loaded,
+        load_eta_ms: 0,
+        token_ids: false,
+        stats: Stats::default(),
+    }
+}
+
+fn info(health: Health) -> EngineInfo {
+    let models = vec![model("smollm2:latest"), model("qwen2.5:14b")];
+    EngineInfo {
+        health,
+        slots: 1,
+        models,
+        version: String::new(),
+    }
+}
+
+fn late() -> EngineError {
+    EngineError::Busy {
+        engine: "puppet".into(),
+    }
+}
+
+#[async_trait::async_trait]
+impl Engine for Puppet {
+    fn name(&self) -> &str {
+        "puppet"
+    }
+    fn kind(&self) -> EngineKind {
+        EngineKind::OpenAi
+    }
+    async fn describe(&self) -> Result<EngineInfo, EngineError> {
+        self.asked.send_modify(|n| *n += 1);
+        self.says.lock().unwrap().clone()
+    }
+    /// A generation that starts and then fails if the prompt says so, else runs for ever.
+    async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError> {
+        let started = stream::iter([Ok(EngineEvent::Started { exact: true })]);
+        let failed = EngineError::Failed {
+            engine: "puppet".into(),
+            reason: "told so".into(),
+        };
+        Ok(match request.input.as_str() {
+            "fail" => started.chain(stream::iter([Err(failed)])).boxed(),
+            _ => started.chain(stream::pending()).boxed(),
+        })
+    }
+    fn wedged(&self) {
+        self.wedged.send_modify(|n| *n += 1);
+    }
+}
+
+fn start(puppet: &Arc<Puppet>) -> Arc<Registry> {
+    const FAST: Pace = Pace {
+        poll: Duration::from_millis(10),
+        starting: Duration::from_millis(5),
+        wedged: Duration::from_millis(60),
+    };
+    start_with(puppet, FAST)
+}
+
+fn start_with(puppet: &Arc<Puppet>, pace: Pace) -> Arc<Registry> {
+    Registry::start_at(
+        pace,
+        vec![Arc::clone(puppet) as Arc<dyn Engine>],
+        false,
+        SpeedStore::in_memory(),
+        TaskTracker::new(),
+        CancellationToken::new(),
+    )
+}
+
+async fn health(changes: &mut watch::Receiver<Arc<Catalog>>, wanted: Health) {
+    changes
+        .wait_for(|c| c.engines[0].health == wanted)
+        .await
+        .unwrap();
+}
+
+fn request(input: &str) -> Arc<GenerateRequest> {
+    Arc::new(crate::engine::request::tests::request(
+        InputKind::Text,
+        input,
+    ))
+}
+
+#[tokio::test]
+async fn the_catalog_changes_only_when_something_did() {
+    let puppet = Puppet::new();
+    let registry = start(&puppet);
+    let mut changes = registry.changes();
+    health(&mut changes, Health::Ok).await;
+    let mut asked = puppet.asked.subscribe();
+    asked.wait_for(|n| *n > 5).await.unwrap();
+    assert!(!changes.has_changed().unwrap());
+    registry.observe(
+        0,
+        "smollm2:latest",
+        Sample {
+            ttft: Some(Duration::from_millis(80)),
+            ..Sample::default()
+        },
+    );
+    assert!(changes.has_changed().unwrap());
+    assert_eq!(registry.catalog().models[0].stats.samples, 1);
+}
+
+#[tokio::test]
+async fn silence_is_busy_while_a_generation_runs_and_down_otherwise() {
+    let puppet = Puppet::new();
+    let registry = start(&puppet);
+    let mut changes = registry.changes();
+    health(&mut changes, Health::Ok).await;
+    let picked = registry.pick("smollm2", u16::MAX).unwrap();
+    let running = picked.engine.generate(request("run")).await.unwrap();
+    puppet.say(Err(late()));
+    health(&mut changes, Health::Busy).await;
+    drop(running);
+    health(&mut changes, Health::Down).await;
+    let error = registry.pick("smollm2", u16::MAX).err().unwrap();
+    assert_eq!(error.code, ErrorCode::EngineDown);
+    assert!(error.message.contains("hangs"), "{}", error.message);
+    // Silent for long: whoever runs it is told to restart it.
+    puppet
+        .wedged
+        .subscribe()
+        .wait_for(|n| *n == 1)
+        .await
+        .unwrap();
+    puppet.say(Ok(info(Health::Ok)));
+    health(&mut changes, Health::Ok).await;
+}
+
+#[tokio::test]
+async fn full_with_our_own_requests_is_no_news() {
+    let puppet = Puppet::new();
+    let registry = start(&puppet);
+    let mut changes = registry.changes();
+    health(&mut changes, Health::Ok).await;
+    let picked = registry.pick("smollm2", u16::MAX).unwrap();
+    let running = picked.engine.generate(request("run")).await.unwrap();
+    puppet.say(Ok(info(Health::Busy)));
+    let mut asked = puppet.asked.subscribe();
+    let seen = *asked.borrow_and_update();
+    asked.wait_for(|n| *n > seen + 1).await.unwrap();
+    assert_eq!(registry.catalog().engines[0].health, Health::Ok);
+    drop(running);
+    health(&mut changes, Health::Busy).await;
+}
+
+#[tokio::test]
+async fn a_failed_generation_has_the_engine_asked_at_once() {
+    let puppet = Puppet::new();
+    // So slow a poll that the test would not end by it.
+    let slow = Duration::from_secs(3600);
+    let registry = start_with(
+        &puppet,
+        Pace {
+            poll: slow,
+            starting: slow,
+            wedged: slow,
+        },
+    );
+    let mut changes = registry.changes();
+    health(&mut changes, Health::Ok).await;
+    let picked = registry.pick("smollm2", u16::MAX).unwrap();
+    let reason = "connection refused".to_owned();
+    puppet.say(Err(EngineError::Down {
+        engine: "puppet".into(),
+        reason,
+    }));
+    let stream = picked.engine.generate(request("fail")).await.unwrap();
+    assert_eq!(stream.count().await, 2);
+    health(&mut changes, Health::Down).await;
+}
+
+#[tokio::test]
+async fn an_unknown_model_names_the_near_ones() {
+    let puppet = Puppet::new();
+    let registry = start(&puppet);
+    health(&mut registry.changes(), Health::Ok).await;
+    let error = registry.pick("qwen2.5", u16::MAX).err().unwrap();
+    assert_eq!(error.code, ErrorCode::UnknownModel);
+    assert!(
+        error.message.contains("near names: qwen2.5:14b"),
+        "{}",
+        error.message
+    );
+    assert!(registry.pick("smollm2", 7).is_err());
+    assert_eq!(registry.pick("qwen2.5:14b", 0).unwrap().index, 0);
+}
+
+#[tokio::test]
+async fn an_engine_that_loads_keeps_its_models() {
+    let puppet = Puppet::new();
+    let registry = start(&puppet);
+    let mut changes = registry.changes();
+    health(&mut changes, Health::Ok).await;
+    puppet.say(Ok(EngineInfo {
+        models: Vec::new(),
+        ..info(Health::Starting)
+    }));
+    health(&mut changes, Health::Starting).await;
+    assert_eq!(registry.catalog().models[0].residency, Residency::Loading);
+    assert!(registry.pick("smollm2", u16::MAX).is_ok());
+}
