@@ -407,6 +407,14 @@ fn private_only(_: &Path) -> Result<(), IdentityError> {
     Ok(())
 }
 
+/// Makes a rename survive a power cut, where the file system offers that.
+fn sync_parent(path: &Path) {
+    if let Some(directory) = path.parent().and_then(|dir| std::fs::File::open(dir).ok()) {
+        // Not every file system can; the file itself is safe in either case.
+        let _ = directory.sync_all();
+    }
+}
+
 /// Replaces `path` by `bytes`, mode 0600, at once: a reader (or a crash) sees the old content
 /// or the new one, never a part.
 ///
@@ -429,7 +437,9 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     let written = options.open(&temporary).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::rename(&temporary, path)
+        std::fs::rename(&temporary, path)?;
+        sync_parent(path);
+        Ok(())
     });
     if written.is_err() {
         // The error that matters is the first; a leftover is only untidy.

@@ -4,8 +4,8 @@ use crate::identity::{Credentials, NodeKey, role_dns_name};
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
 };
-use rustls::pki_types::PrivatePkcs8KeyDer;
 use std::time::{Duration, SystemTime};
+use unamesh_proto::NodeId;
 use unamesh_proto::wire::Role;
 
 /// Seconds.
@@ -50,22 +50,33 @@ impl TestCa {
 
     /// As [`TestCa::issue`], with any names.
     pub fn issue_names(&self, key: &NodeKey, names: &[String], shift: i64) -> Vec<u8> {
-        let pkcs8 = key.to_pkcs8();
-        let pkcs8 = PrivatePkcs8KeyDer::from(pkcs8.as_slice());
-        let key = KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8, &rcgen::PKCS_ED25519).unwrap();
+        self.sign(key.id(), names, shift)
+    }
+
+    /// A certificate for the holder of `node`'s key.
+    pub fn issue_public(&self, node: NodeId, role: Role) -> Vec<u8> {
+        self.sign(node, &[node.dns_name(), role_dns_name(role)], 0)
+    }
+
+    fn sign(&self, node: NodeId, names: &[String], shift: i64) -> Vec<u8> {
         let mut params = CertificateParams::new(names.to_vec()).unwrap();
         params.not_before = at(shift - BACK_DATED);
         params.not_after = at(shift + 90 * DAY);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        params
-            .signed_by(&key, &self.certificate, &self.key)
-            .unwrap()
-            .der()
-            .to_vec()
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.signed_by(&PublicKey(node), &self.certificate, &self.key).unwrap().der().to_vec()
+    }
+}
+
+struct PublicKey(NodeId);
+
+impl rcgen::PublicKeyData for PublicKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0.0
+    }
+    fn algorithm(&self) -> &rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_ED25519
     }
 }
 

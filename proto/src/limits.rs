@@ -92,3 +92,7 @@ pub const MAX_ERROR_TEXT: usize = 2048;
 /// Idle connections kept to one engine. llama.cpp is given one (its server blocks a thread of
 /// a small pool for each).
 pub const MAX_ENGINE_IDLE: usize = 8;
+/// The node's name in an mDNS record, in bytes: the whole must fit one small packet.
+pub const MAX_MDNS_NAME: usize = 63;
+/// An invitation's link: sixteen addresses and some room for later versions' parts.
+pub const MAX_INVITE_LINK: usize = 2048;

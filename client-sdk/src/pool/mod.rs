@@ -17,7 +17,7 @@
 
 mod entry;
 mod keep;
-mod race;
+pub(crate) mod race;
 mod transport;
 
 pub use transport::QuicTransport;
@@ -277,10 +277,23 @@ impl Pool {
     }
 
     async fn dial_paths(&self, entry: &Entry, below: u8) {
+        let mut failed = self.race(entry, below).await;
+        if failed.is_some() && below < ANY_RANK && entry.live().is_none() {
+            // The connection that was to be improved on broke meanwhile, and requests wait.
+            failed = self.race(entry, ANY_RANK).await;
+        }
+        // After a win the dial ended with the offer, and by now another may be under way.
+        if let Some(error) = failed {
+            entry.end_dial(error);
+        }
+    }
+
+    /// Dials until no better path can answer any more. Returns the error if none did.
+    async fn race(&self, entry: &Entry, below: u8) -> Option<LinkError> {
         let node = entry.node;
         let mut addrs = self.addresses(node);
         addrs.retain(|addr| kind_rank(*addr) < below);
-        let mut race = Race::new(&self.endpoint, node, addrs);
+        let mut race = Race::new(&self.endpoint, node.dns_name(), addrs);
         let (mut errors, mut won) = (Vec::new(), false);
         while let Some((addr, dialed)) = race.next().await {
             self.report_dial(node, addr, &dialed);
@@ -293,10 +306,7 @@ impl Pool {
                 Err(e) => errors.push((addr, e)),
             }
         }
-        // After a win the dial ended with the offer, and by now another may be under way.
-        if !won {
-            entry.end_dial(unreachable(node, errors));
-        }
+        (!won).then(|| unreachable(node, errors))
     }
 
     /// Where `node` may be, best first.

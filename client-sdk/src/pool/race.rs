@@ -13,12 +13,12 @@ use quinn::{Connection, Endpoint};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use tokio::time::Instant;
-use unamesh_proto::{NodeId, timeouts};
+use unamesh_proto::timeouts;
 
 type Dialed = (SocketAddr, Result<Connection, LinkError>);
 
 /// Dials under way.
-pub(super) struct Race {
+pub(crate) struct Race {
     endpoint: Endpoint,
     name: String,
     waiting: VecDeque<SocketAddr>,
@@ -29,11 +29,11 @@ pub(super) struct Race {
 }
 
 impl Race {
-    /// A race to `node` over `addrs`, best first.
-    pub(super) fn new(endpoint: &Endpoint, node: NodeId, addrs: Vec<SocketAddr>) -> Self {
+    /// A race to the holder of the certificate `name` over `addrs`, best first.
+    pub(crate) fn new(endpoint: &Endpoint, name: String, addrs: Vec<SocketAddr>) -> Self {
         Race {
             endpoint: endpoint.clone(),
-            name: node.dns_name(),
+            name,
             waiting: addrs.into(),
             running: FuturesUnordered::new(),
             next_start: Instant::now(),
@@ -42,13 +42,13 @@ impl Race {
     }
 
     /// A path won: from now on only better ones are of interest.
-    pub(super) fn only_better_than(&mut self, rank: u8) {
+    pub(crate) fn only_better_than(&mut self, rank: u8) {
         self.worst = rank;
         self.waiting.retain(|addr| kind_rank(*addr) < rank);
     }
 
     /// The next path that answered or failed; `None` when all have.
-    pub(super) async fn next(&mut self) -> Option<Dialed> {
+    pub(crate) async fn next(&mut self) -> Option<Dialed> {
         loop {
             if self.running.is_empty() && !self.start_next() {
                 return None;
@@ -87,7 +87,7 @@ impl Race {
 }
 
 /// Dials the holder of `name` at `addr`.
-pub(super) async fn dial(
+pub(crate) async fn dial(
     endpoint: &Endpoint,
     name: &str,
     addr: SocketAddr,
