@@ -65,10 +65,14 @@ impl fmt::Display for Invite {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseInviteError {
     /// It does not begin as one.
-    #[error("not an invitation: a link begins with `{PREFIX}` (was it cut off by the shell? put it in quotes)")]
+    #[error(
+        "not an invitation: a link begins with `{PREFIX}` (was it cut off by the shell? put it in quotes)"
+    )]
     Prefix,
     /// A part is missing, or there twice.
-    #[error("the invitation has no `{0}`, or more than one (was it cut off by the shell? put it in quotes)")]
+    #[error(
+        "the invitation has no `{0}`, or more than one (was it cut off by the shell? put it in quotes)"
+    )]
     Missing(&'static str),
     /// A part is wrong.
     #[error("the invitation's `{key}` is wrong: expected {expected}")]
@@ -100,10 +104,14 @@ impl FromStr for Invite {
             }
         };
         let wrong = |key, expected| ParseInviteError::Part { key, expected };
-        let mesh = part("ca")?.parse().map_err(|_| wrong("ca", "64 hexadecimal digits"))?;
+        let mesh = part("ca")?
+            .parse()
+            .map_err(|_| wrong("ca", "64 hexadecimal digits"))?;
         let secret = BASE64URL_NOPAD.decode(part("s")?.as_bytes()).ok();
         let secret = secret.and_then(|bytes| bytes.try_into().ok());
-        let expires: u64 = part("x")?.parse().map_err(|_| wrong("x", "seconds since 1970"))?;
+        let expires: u64 = part("x")?
+            .parse()
+            .map_err(|_| wrong("x", "seconds since 1970"))?;
         let role = part("r")?;
         let role = Role::KNOWN.iter().find(|r| r.name() == role);
         Ok(Invite {
@@ -133,7 +141,10 @@ mod tests {
     fn invite() -> Invite {
         Invite {
             mesh: MeshId([0xab; 32]),
-            addrs: vec!["192.168.1.5:4711".parse().unwrap(), "[fd00::1]:4711".parse().unwrap()],
+            addrs: vec![
+                "192.168.1.5:4711".parse().unwrap(),
+                "[fd00::1]:4711".parse().unwrap(),
+            ],
             secret: [0xfb; 32],
             expires: Wall::from_millis(1_790_000_000_000),
             role: Role::Agent,
@@ -146,7 +157,10 @@ mod tests {
         assert_eq!(link.parse::<Invite>().unwrap(), invite());
         assert_eq!(format!(" {link}\n").parse::<Invite>().unwrap(), invite());
         assert_eq!(format!("{link}&new=1").parse::<Invite>().unwrap(), invite());
-        let encoded = link.replace('[', "%5B").replace(']', "%5D").replace(',', "%2C");
+        let encoded = link
+            .replace('[', "%5B")
+            .replace(']', "%5D")
+            .replace(',', "%2C");
         assert_eq!(encoded.parse::<Invite>().unwrap(), invite());
         let golden = "unamesh:join?ca=abababababababababababababababababababababababababababababababab\
             &a=192.168.1.5:4711,[fd00::1]:4711&s=-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_s\
@@ -181,6 +195,9 @@ mod tests {
     #[test]
     fn the_secret_is_not_printed_by_accident() {
         let text = format!("{:?}", invite());
-        assert!(!text.contains("251") && !text.contains("fb") && !text.contains("-_v7"), "{text}");
+        assert!(
+            !text.contains("251") && !text.contains("fb") && !text.contains("-_v7"),
+            "{text}"
+        );
     }
 }

@@ -97,7 +97,13 @@ pub async fn join(
         }
     };
     check(&accepted, invite.mesh, key.id())?;
-    let JoinAccepted { certificate, ca, mesh_name, mut seeds, .. } = accepted;
+    let JoinAccepted {
+        certificate,
+        ca,
+        mesh_name,
+        mut seeds,
+        ..
+    } = accepted;
     seeds.retain(|seed| seed.parse::<SocketAddr>().is_ok());
     seeds.truncate(MAX_ADDRS);
     Ok((Credentials::new(key, certificate, ca, mesh_name)?, seeds))
@@ -114,13 +120,21 @@ async fn dial(endpoint: &Endpoint, invite: &Invite) -> Result<Connection, JoinEr
             Err(e) => errors.push((addr, e)),
         }
     }
-    let refused = errors.iter().find(|(_, e)| matches!(e, LinkError::Refused(_)));
+    let refused = errors
+        .iter()
+        .find(|(_, e)| matches!(e, LinkError::Refused(_)));
     if let Some((addr, e)) = refused {
         return Err(JoinError::Impostor(format!("{addr}: {e}")));
     }
-    let each: Vec<String> = errors.iter().map(|(addr, e)| format!("{addr}: {e}")).collect();
+    let each: Vec<String> = errors
+        .iter()
+        .map(|(addr, e)| format!("{addr}: {e}"))
+        .collect();
     let expired = clock::wall() > invite.expires;
-    Err(JoinError::Unreachable { reason: each.join("; "), expired })
+    Err(JoinError::Unreachable {
+        reason: each.join("; "),
+        expired,
+    })
 }
 
 async fn ask(
@@ -129,8 +143,10 @@ async fn ask(
     key: &NodeKey,
     device_name: &str,
 ) -> Result<JoinAccepted, LinkError> {
-    let (send, recv) =
-        connection.open_bi().await.map_err(|e| crate::endpoint::link_error(&e))?;
+    let (send, recv) = connection
+        .open_bi()
+        .await
+        .map_err(|e| crate::endpoint::link_error(&e))?;
     let (mut writer, mut reader) = (RecordWriter::new(send), RecordReader::new(recv));
     let public_key = key.id();
     let mut name = device_name.to_owned();
@@ -138,7 +154,14 @@ async fn ask(
         name.pop();
     }
     let proof = key.sign(&signed(&invite.secret, &public_key));
-    writer.write(&JoinRequest { secret: invite.secret, public_key, proof, name }).await?;
+    writer
+        .write(&JoinRequest {
+            secret: invite.secret,
+            public_key,
+            proof,
+            name,
+        })
+        .await?;
     writer.finish();
     Ok(reader.expect().await?)
 }
@@ -176,8 +199,12 @@ fn open_endpoint(mesh: MeshId) -> Result<Endpoint, JoinError> {
     let mut config = quinn::ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport_config()));
     let socket = open_socket(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
-    let mut endpoint =
-        Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))?;
+    let mut endpoint = Endpoint::new(
+        EndpointConfig::default(),
+        None,
+        socket,
+        Arc::new(TokioRuntime),
+    )?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
 }
@@ -200,7 +227,9 @@ impl ServerCertVerifier for PinnedCa {
         let ca = intermediates
             .iter()
             .find(|certificate| MeshId::of_ca(certificate) == self.0)
-            .ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+            .ok_or(rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer,
+            ))?;
         let unusable = |_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding);
         let roots = tls::roots(ca).map_err(unusable)?;
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider())
@@ -229,7 +258,9 @@ impl ServerCertVerifier for PinnedCa {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 

@@ -10,8 +10,10 @@ type Answer = Box<dyn Fn(&JoinRequest) -> Result<JoinAccepted, WireError> + Send
 
 /// An inviter that shows `shown` and its CA.
 fn inviter(shown: &Credentials, answer: Answer) -> (SocketAddr, JoinSet<()>) {
-    let chain =
-        vec![shown.certificate.clone().into(), CertificateDer::from(shown.ca.clone())];
+    let chain = vec![
+        shown.certificate.clone().into(),
+        CertificateDer::from(shown.ca.clone()),
+    ];
     let mut tls = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -26,9 +28,16 @@ fn inviter(shown: &Credentials, answer: Answer) -> (SocketAddr, JoinSet<()>) {
     let mut task = JoinSet::new();
     task.spawn(async move {
         while let Some(incoming) = endpoint.accept().await {
-            let Ok(connection) = incoming.await else { continue };
-            let Ok((send, recv)) = connection.accept_bi().await else { continue };
-            let request = RecordReader::new(recv).expect::<JoinRequest>().await.unwrap();
+            let Ok(connection) = incoming.await else {
+                continue;
+            };
+            let Ok((send, recv)) = connection.accept_bi().await else {
+                continue;
+            };
+            let request = RecordReader::new(recv)
+                .expect::<JoinRequest>()
+                .await
+                .unwrap();
             let mut writer = RecordWriter::new(send);
             match answer(&request) {
                 Ok(accepted) => writer.write(&accepted).await.unwrap(),
@@ -82,9 +91,14 @@ async fn a_device_with_the_link_becomes_a_member() {
     let hole = std::net::UdpSocket::bind(loopback()).unwrap();
     let link = invite(&ca, &[hole.local_addr().unwrap(), addr]);
     let key = NodeKey::generate();
-    let (credentials, seeds) = soon(join(&link, key.clone(), &"ü".repeat(500))).await.unwrap();
+    let (credentials, seeds) = soon(join(&link, key.clone(), &"ü".repeat(500)))
+        .await
+        .unwrap();
     assert_eq!(credentials.node(), key.id());
-    assert_eq!((credentials.role, credentials.mesh), (Role::Agent, link.mesh));
+    assert_eq!(
+        (credentials.role, credentials.mesh),
+        (Role::Agent, link.mesh)
+    );
     assert_eq!(credentials.mesh_name, "home");
     assert_eq!(seeds, ["127.0.0.1:1"]);
 }
@@ -94,13 +108,21 @@ async fn only_an_admin_of_the_links_mesh_gets_the_secret() {
     let (ca, other) = (Arc::new(TestCa::new()), TestCa::new());
     let never: fn() -> Answer = || Box::new(|_| panic!("the secret was sent"));
     // Another mesh; no admin of ours; our CA's certificate shown over a stranger's.
-    let mixed = Credentials { ca: ca.der.clone(), ..other.member(Role::Admin) };
+    let mixed = Credentials {
+        ca: ca.der.clone(),
+        ..other.member(Role::Admin)
+    };
     for shown in [other.member(Role::Admin), ca.member(Role::Agent), mixed] {
         let (addr, mut task) = inviter(&shown, never());
         let link = invite(&ca, &[addr]);
-        let error = soon(join(&link, NodeKey::generate(), "d")).await.unwrap_err();
+        let error = soon(join(&link, NodeKey::generate(), "d"))
+            .await
+            .unwrap_err();
         assert!(matches!(error, JoinError::Impostor(_)), "{error}");
-        assert!(task.try_join_next().is_none(), "the inviter never saw a request");
+        assert!(
+            task.try_join_next().is_none(),
+            "the inviter never saw a request"
+        );
     }
 }
 
@@ -110,7 +132,9 @@ async fn a_refusal_arrives_with_its_reason() {
     let no = |_: &JoinRequest| Err(WireError::new(ErrorCode::InviteRefused, "used up"));
     let (addr, _task) = inviter(&ca.member(Role::Admin), Box::new(no));
     let link = invite(&ca, &[addr]);
-    let error = soon(join(&link, NodeKey::generate(), "d")).await.unwrap_err();
+    let error = soon(join(&link, NodeKey::generate(), "d"))
+        .await
+        .unwrap_err();
     assert!(error.needs_new_invite());
     assert!(error.to_string().contains("used up"), "{error}");
 }
@@ -126,7 +150,9 @@ async fn an_answer_is_checked_like_any_members_papers() {
     ] {
         let (addr, _task) = inviter(&ca.member(Role::Admin), answer);
         let link = invite(&ca, &[addr]);
-        let error = soon(join(&link, NodeKey::generate(), "d")).await.unwrap_err();
+        let error = soon(join(&link, NodeKey::generate(), "d"))
+            .await
+            .unwrap_err();
         assert!(matches!(error, JoinError::Answer(_)), "{error}");
     }
 }
@@ -138,8 +164,13 @@ async fn silence_names_the_addresses_and_an_expired_link() {
     let addr = hole.local_addr().unwrap();
     let mut link = invite(&ca, &[addr]);
     link.expires = Wall::from_millis(1);
-    let error = soon(join(&link, NodeKey::generate(), "d")).await.unwrap_err();
+    let error = soon(join(&link, NodeKey::generate(), "d"))
+        .await
+        .unwrap_err();
     let text = error.to_string();
-    assert!(text.contains(&addr.to_string()) && text.contains("expired"), "{text}");
+    assert!(
+        text.contains(&addr.to_string()) && text.contains("expired"),
+        "{text}"
+    );
     assert!(error.needs_new_invite());
 }

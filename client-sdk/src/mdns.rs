@@ -80,7 +80,11 @@ impl Announcer {
     pub fn start(announcement: &Announcement) -> Result<Self, MdnsError> {
         let daemon = Daemon(ServiceDaemon::new()?);
         daemon.0.register(service_info(announcement)?)?;
-        Ok(Announcer { daemon, node: announcement.node, mesh: announcement.mesh })
+        Ok(Announcer {
+            daemon,
+            node: announcement.node,
+            mesh: announcement.mesh,
+        })
     }
 
     /// Announces changed facts (a new name or port) in place of the old ones.
@@ -97,7 +101,13 @@ impl Announcer {
     /// # Errors
     /// The daemon is gone or busy.
     pub fn browse(&self, tx: mpsc::Sender<Hint>) -> Result<Browser, MdnsError> {
-        Browser::start(Daemon(self.daemon.0.clone()), false, self.mesh, Some(self.node), tx)
+        Browser::start(
+            Daemon(self.daemon.0.clone()),
+            false,
+            self.mesh,
+            Some(self.node),
+            tx,
+        )
     }
 
     /// Takes the announcement back; resolves when that was said.
@@ -140,7 +150,11 @@ impl Browser {
         tx: mpsc::Sender<Hint>,
     ) -> Result<Self, MdnsError> {
         let events = daemon.0.browse(SERVICE)?;
-        let mut seen = Seen { mesh, me, services: HashMap::new() };
+        let mut seen = Seen {
+            mesh,
+            me,
+            services: HashMap::new(),
+        };
         let mut task = JoinSet::new();
         let listen: BoxFuture<()> = Box::pin(async move {
             while let Ok(event) = events.recv_async().await {
@@ -153,7 +167,11 @@ impl Browser {
             }
         });
         task.spawn(listen);
-        Ok(Browser { daemon, owns_daemon, _task: task })
+        Ok(Browser {
+            daemon,
+            owns_daemon,
+            _task: task,
+        })
     }
 }
 
@@ -189,7 +207,11 @@ fn service_info(announcement: &Announcement) -> Result<ServiceInfo, MdnsError> {
         ("r", announcement.role.name().to_owned()),
     ];
     let (ip, port) = (announcement.listen.ip(), announcement.listen.port());
-    let own = if ip.is_unspecified() { String::new() } else { ip.to_string() };
+    let own = if ip.is_unspecified() {
+        String::new()
+    } else {
+        ip.to_string()
+    };
     let host = format!("{id}.local.");
     let mut info = ServiceInfo::new(SERVICE, &id, &host, own.as_str(), port, &txt[..])?;
     if ip.is_unspecified() {
@@ -237,13 +259,19 @@ impl Seen {
             return None;
         }
         let port = service.get_port();
-        let mut addrs: Vec<SocketAddr> =
-            service.get_addresses().iter().filter_map(|ip| reachable(ip, port)).collect();
+        let mut addrs: Vec<SocketAddr> = service
+            .get_addresses()
+            .iter()
+            .filter_map(|ip| reachable(ip, port))
+            .collect();
         // The library's order is a hash's; the same event must always make the same hint.
         addrs.sort_unstable();
         addrs.truncate(MAX_ADDRS);
         let now: HashSet<SocketAddr> = addrs.iter().copied().collect();
-        let before = self.services.insert(fullname.to_owned(), now).unwrap_or_default();
+        let before = self
+            .services
+            .insert(fullname.to_owned(), now)
+            .unwrap_or_default();
         let news = addrs.iter().any(|addr| !before.contains(addr));
         news.then_some(Hint { node, addrs })
     }
@@ -299,7 +327,11 @@ mod tests {
     }
 
     fn seen(mesh: MeshId, me: Option<NodeId>) -> Seen {
-        Seen { mesh, me, services: HashMap::new() }
+        Seen {
+            mesh,
+            me,
+            services: HashMap::new(),
+        }
     }
 
     #[test]
@@ -308,13 +340,29 @@ mod tests {
         let mut seen = seen(mesh, None);
         let mut it = announcement(mesh, "192.168.1.5:11400");
         let hint = seen.resolved(&resolved(&it)).unwrap();
-        assert_eq!(hint, Hint { node: it.node, addrs: vec![it.listen] });
+        assert_eq!(
+            hint,
+            Hint {
+                node: it.node,
+                addrs: vec![it.listen]
+            }
+        );
         assert_eq!(seen.resolved(&resolved(&it)), None, "refreshed");
         it.listen.set_port(11401);
-        assert_eq!(seen.resolved(&resolved(&it)).unwrap().addrs, [it.listen], "restarted");
+        assert_eq!(
+            seen.resolved(&resolved(&it)).unwrap().addrs,
+            [it.listen],
+            "restarted"
+        );
         let name = resolved(&it).fullname;
-        assert_eq!(seen.event(ServiceEvent::ServiceRemoved(SERVICE.into(), name)), None);
-        assert!(seen.resolved(&resolved(&it)).is_some(), "back after a goodbye");
+        assert_eq!(
+            seen.event(ServiceEvent::ServiceRemoved(SERVICE.into(), name)),
+            None
+        );
+        assert!(
+            seen.resolved(&resolved(&it)).is_some(),
+            "back after a goodbye"
+        );
     }
 
     #[test]
@@ -326,8 +374,16 @@ mod tests {
         let foreign = announcement(theirs, "192.168.1.6:11400");
         assert_eq!(seen.resolved(&resolved(&foreign)), None, "another mesh");
         for txt in [
-            vec![("v", "2".to_owned()), ("m", ours.short()), ("id", foreign.node.to_string())],
-            vec![("v", "1".to_owned()), ("m", ours.short()), ("id", "rubbish".to_owned())],
+            vec![
+                ("v", "2".to_owned()),
+                ("m", ours.short()),
+                ("id", foreign.node.to_string()),
+            ],
+            vec![
+                ("v", "1".to_owned()),
+                ("m", ours.short()),
+                ("id", "rubbish".to_owned()),
+            ],
             vec![("v", "1".to_owned()), ("m", ours.short())],
             vec![],
         ] {
@@ -356,7 +412,10 @@ mod tests {
         let scoped = SocketAddrV6::new(link_local, 9, 0, 3);
         assert_eq!(socket_addr(link_local.into(), 3, 9), Some(scoped.into()));
         let ula: Ipv6Addr = "fd00::1".parse().unwrap();
-        assert_eq!(socket_addr(ula.into(), 3, 9), Some(SocketAddr::new(ula.into(), 9)));
+        assert_eq!(
+            socket_addr(ula.into(), 3, 9),
+            Some(SocketAddr::new(ula.into(), 9))
+        );
     }
 
     #[test]
@@ -364,7 +423,10 @@ mod tests {
         let mut it = announcement(MeshId([1; 32]), "10.0.0.1:1");
         it.name = "ü".repeat(500);
         let txt = resolved(&it).txt_properties;
-        let size: usize = txt.iter().map(|p| p.key().len() + p.val().map_or(0, <[u8]>::len) + 2).sum();
+        let size: usize = txt
+            .iter()
+            .map(|p| p.key().len() + p.val().map_or(0, <[u8]>::len) + 2)
+            .sum();
         assert!(size < 256, "{size} bytes");
         assert_eq!(cut("aü", 2), "a");
     }
@@ -373,7 +435,10 @@ mod tests {
     async fn nodes_find_each_other_on_a_real_network() {
         let mut mesh = MeshId([0; 32]);
         rand::Rng::fill(&mut rand::rng(), &mut mesh.0);
-        let (first, second) = (announcement(mesh, "0.0.0.0:4001"), announcement(mesh, "0.0.0.0:4002"));
+        let (first, second) = (
+            announcement(mesh, "0.0.0.0:4001"),
+            announcement(mesh, "0.0.0.0:4002"),
+        );
         let (tx, mut hints) = mpsc::channel(16);
         let own = Announcer::start(&first).unwrap();
         let _browser = own.browse(tx).unwrap();

@@ -63,9 +63,15 @@ impl TestCa {
         params.not_before = at(shift - BACK_DATED);
         params.not_after = at(shift + 90 * DAY);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.signed_by(&PublicKey(node), &self.certificate, &self.key).unwrap().der().to_vec()
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        params
+            .signed_by(&PublicKey(node), &self.certificate, &self.key)
+            .unwrap()
+            .der()
+            .to_vec()
     }
 }
 

@@ -71,8 +71,9 @@ pub const ADVERT_WINDOW: Duration = Duration::from_secs(26 * 3600);
 pub const ADVERT_EVERY: Duration = Duration::from_secs(5);
 /// Changes are collected this long before an advert goes out.
 pub const ADVERT_DEBOUNCE: Duration = Duration::from_millis(50);
-/// QUIC keep-alive of warm connections.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// QUIC keep-alive. Longer than [`PROBE_EVERY`] and its spread, so that a probed connection
+/// sends none; two fit into [`IDLE`].
+pub const KEEP_ALIVE: Duration = Duration::from_millis(1500);
 /// QUIC idle time-out: longer than a Wi-Fi stall; liveness within a stream comes from frames.
 pub const IDLE: Duration = Duration::from_secs(4);
 /// A goodbye is repeated after this, twice, in case a datagram was lost.
