@@ -142,6 +142,8 @@ pub struct Agent {
     pub state: PathBuf,
     config: PathBuf,
     log: PathBuf,
+    /// Flags over the configuration file.
+    flags: Vec<String>,
     child: Option<Child>,
     info: Value,
 }
@@ -159,6 +161,7 @@ impl Agent {
             log: home.join("agent.log"),
             config,
             setup,
+            flags: Vec::new(),
             child: None,
             info: Value::Null,
         }
@@ -170,7 +173,7 @@ impl Agent {
     /// # Errors
     /// Its standard error, if it fails.
     pub async fn run(&self, arguments: &[&str]) -> Result<Value, String> {
-        let mut all = self.flags();
+        let mut all = self.files().to_vec();
         all.push("--json");
         all.extend_from_slice(arguments);
         let output = run(&self.setup.net, &all).await;
@@ -182,13 +185,19 @@ impl Agent {
             .map_err(|e| format!("{arguments:?}: no JSON: {e}: {stderr}"))
     }
 
-    fn flags(&self) -> Vec<&str> {
-        vec![
+    fn files(&self) -> [&str; 4] {
+        [
             "--state",
             self.state.to_str().unwrap(),
             "--config",
             self.config.to_str().unwrap(),
         ]
+    }
+
+    /// From the next start on these settings go over the configuration file.
+    pub fn set(&mut self, settings: &[(&str, &str)]) {
+        let flag = |(key, value): &(&str, &str)| ["--set".to_owned(), format!("{key}={value}")];
+        self.flags = settings.iter().flat_map(flag).collect();
     }
 
     /// Starts the process and returns at once.
@@ -200,7 +209,8 @@ impl Agent {
             .open(&self.log)
             .unwrap();
         let child = command(&self.setup.net, &self.setup.wrapper)
-            .args(self.flags())
+            .args(self.files())
+            .args(&self.flags)
             .arg("up")
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -390,14 +400,14 @@ impl Cluster {
         self.agents[index].run(&["join", link]).await.unwrap();
     }
 
-    /// Waits until every running agent counts every other running one as up.
+    /// Waits until every running agent counts every other running one as alive.
     pub async fn met(&self) {
         let running: Vec<&Agent> = self.agents.iter().filter(|a| a.child.is_some()).collect();
         for agent in &running {
             for other in running.iter().filter(|other| other.node() != agent.node()) {
                 let what = format!("{} sees {}", agent.setup.name, other.setup.name);
                 until(&what, MEET, async || {
-                    peer_is(agent, other.node(), "up").await
+                    peer_is(agent, other.node(), "alive").await
                 })
                 .await;
             }

@@ -94,3 +94,23 @@ impl Client {
         last
     }
 }
+
+/// The starter engines of this machine: a llama.cpp server and its model.
+pub struct Starter {
+    /// The model's name in the mesh.
+    pub name: String,
+}
+
+/// The starter engines; fetched on first use, into the user's cache folder.
+pub async fn starter() -> &'static Starter {
+    static STARTER: OnceCell<Starter> = OnceCell::const_new();
+    STARTER.get_or_init(async || panic!("being written")).await
+}
+
+impl Starter {
+    /// Configuration of one more server with this model: the agent runs it.
+    #[must_use]
+    pub fn config(&self) -> String {
+        String::new()
+    }
+}
