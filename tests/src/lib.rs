@@ -1,7 +1,8 @@
 //! What the workspace's tests share: meshes of real agent processes, engines whose every token
 //! is known beforehand, hosts in network namespaces, and llama.cpp.
 //!
-//! - [`cluster`]: agents as processes: started, joined, killed, frozen, asked.
+//! - [`agent`]: an agent as a process: started, asked, frozen, killed.
+//! - [`cluster`]: some of them, joined to a mesh.
 //! - [`doubles`]: deterministic stand-ins; each says in its name that it is one.
 //! - [`lab`]: three hosts on one switch, as network namespaces.
 //! - [`real`]: llama.cpp by way of the starter engines, and the `openai` Python package.
@@ -18,6 +19,7 @@
     reason = "all of this is test code: a failed assumption ends the test with its reason"
 )]
 
+pub mod agent;
 pub mod cluster;
 pub mod doubles;
 pub mod http;

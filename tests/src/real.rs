@@ -1,7 +1,7 @@
 //! The real things: llama.cpp with a small model, as the starter engines set it up, and the
 //! `openai` Python package.
 
-use crate::cluster::program;
+use crate::agent::program;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
