@@ -7,7 +7,7 @@
 //! - [`capacity`]: CPU, memory, GPUs, power.
 //! - [`engine`]: adapters to the engines, detection, engines that the agent itself runs.
 //! - [`serve`]: admission, generations and their journals, the QUIC streams.
-//! - [`swarm`]: gossip.
+//! - [`swarm`]: gossip between the agents.
 //! - [`node`]: puts all of it together and owns every task.
 //! - [`gateway`]: the local HTTP API.
 //! - [`cli`]: the commands; [`demo`], [`bench`], [`starter`] behind three of them.

@@ -130,7 +130,7 @@ pub struct Agent {
     pub state: PathBuf,
     config: PathBuf,
     log: PathBuf,
-    /// Flags over the configuration file.
+    /// Flags of `up`, over the configuration file.
     flags: Vec<String>,
     child: Option<Child>,
     info: Value,
@@ -198,8 +198,8 @@ impl Agent {
             .unwrap();
         let child = command(&self.setup.net, &self.setup.wrapper)
             .args(self.files())
-            .args(&self.flags)
             .arg("up")
+            .args(&self.flags)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()

@@ -121,13 +121,7 @@ async fn one_state_directory_serves_one_agent() {
     let (cluster, _engine) = pair().await;
     let desk = &cluster.agents[0];
     let state = desk.state.to_str().unwrap();
-    let line = [
-        "--state",
-        state,
-        "--set",
-        "gateway.listen=127.0.0.1:0",
-        "up",
-    ];
+    let line = ["--state", state, "up", "--gateway", "127.0.0.1:0"];
     let output = run(&Net::Host, &line).await;
     assert!(!output.status.success());
     says(
