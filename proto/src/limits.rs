@@ -66,6 +66,12 @@ pub const MAX_INVITES: usize = 16;
 pub const MAX_INVITE_USES: u32 = 64;
 /// Handshakes and requests at the joining endpoint at once; more are refused unanswered.
 pub const MAX_JOINS: usize = 8;
+/// Handshakes at once from addresses that have not proved themselves; beyond it they must
+/// answer a Retry first, so that forged addresses take no place.
+pub const MAX_UNPROVEN_HANDSHAKES: usize = 32;
+/// Large requests of one peer that are read at the same time: times [`MAX_RECORD`], what it
+/// can make us buffer.
+pub const MAX_READS_PER_PEER: usize = 16;
 /// Generations that an agent runs or keeps for reattachment at once.
 pub const MAX_GENERATIONS: usize = 2048;
 /// Requests that wait for a slot of one engine; beyond it the answer is `busy`.

@@ -42,6 +42,14 @@ pub const NO_PEER: Duration = Duration::from_millis(250);
 pub const GRACE: Duration = Duration::from_secs(10);
 /// A finished generation stays attachable this long.
 pub const FINISHED_GRACE: Duration = Duration::from_secs(2);
+/// An accepted connection has this long for its handshake: twice [`DIAL`], after which its
+/// dialer has given up.
+pub const HANDSHAKE: Duration = Duration::from_secs(3);
+/// A stream's header and request must be here by now: 8 MB at 10 Mbit/s take 7 s.
+pub const OPENING: Duration = Duration::from_secs(10);
+/// A reader that takes nothing for this long loses its stream: longer than any Wi-Fi stall,
+/// and longer than [`IDLE`], after which a dead one is known.
+pub const READER_STALL: Duration = Duration::from_secs(10);
 /// A data-plane probe goes to each peer this often.
 pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// An unanswered probe counts as failed after this.

@@ -1,0 +1,125 @@
+//! The client's end of a stream, as a serving task sees it.
+
+use super::encoder::Encoder;
+use bytes::Bytes;
+use quinn::{ConnectionError, SendStream};
+use std::time::Duration;
+use unamesh_client::endpoint::{CLOSE_NORMAL, close_code};
+use unamesh_client::framing::RecordReader;
+use unamesh_client::transport::BoxFuture;
+use unamesh_proto::wire::{ErrorCode, GenFrame, WireError};
+
+/// Why nobody listens any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// The client reset or stopped the stream, or closed the connection: it wants no more.
+    Cancelled,
+    /// The connection broke; the client may come back.
+    Lost,
+    /// Everything was delivered, up to the end.
+    Delivered,
+    /// The client takes nothing, for too long.
+    Stalled,
+}
+
+/// A client that listens.
+pub(super) struct Client {
+    connection: quinn::Connection,
+    send: SendStream,
+    gone: BoxFuture<Gone>,
+}
+
+impl Client {
+    /// The client on a stream of `connection`, from which everything was read that it has to
+    /// say.
+    pub fn new(connection: quinn::Connection, send: SendStream, reader: RecordReader) -> Self {
+        let gone = Box::pin(gone(connection.clone(), send.stopped(), reader));
+        Client { connection, send, gone }
+    }
+
+    /// Resolves when nobody listens any more. Must not be awaited again afterwards.
+    pub async fn gone(&mut self) -> Gone {
+        self.gone.as_mut().await
+    }
+
+    /// Writes `records` without copying them; they are consumed as far as they were written.
+    /// Cancel-safe in so far as what was not written is still in `records`.
+    ///
+    /// # Errors
+    /// Nobody listens, or nothing was taken for `stall`.
+    pub async fn write(&mut self, records: &mut [Bytes], stall: Duration) -> Result<(), Gone> {
+        let mut rest = records;
+        while !rest.is_empty() {
+            let written = tokio::select! {
+                biased;
+                written = self.send.write_chunks(rest) => written,
+                gone = self.gone.as_mut() => return Err(gone),
+                () = tokio::time::sleep(stall) => return Err(Gone::Stalled),
+            };
+            match written {
+                Ok(written) => rest = rest.get_mut(written.chunks..).unwrap_or_default(),
+                Err(_) => return Err(verdict(&self.connection)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that nothing more comes; [`Client::gone`] then resolves with the delivery.
+    pub fn finish(&mut self) {
+        // The only error is that it is over already, which `gone` tells.
+        let _ = self.send.finish();
+    }
+
+    /// Gives up because nobody wants it.
+    pub fn cancel(mut self) {
+        let _ = self.send.reset(CLOSE_NORMAL);
+    }
+
+    /// Gives up for `code`.
+    pub fn reset(mut self, code: ErrorCode) {
+        let _ = self.send.reset(close_code(code));
+    }
+
+    /// Ends the stream with `error`.
+    pub async fn refuse(mut self, error: WireError, stall: Duration) {
+        if let Ok(record) = Encoder::default().record(&GenFrame::Error(error))
+            && self.write(&mut [record], stall).await.is_ok()
+        {
+            self.finish();
+        }
+    }
+}
+
+/// Waits for the end of either direction. The client has said all that it had to say: a
+/// record more is as good as a reset.
+async fn gone(
+    connection: quinn::Connection,
+    stopped: impl Future<Output = Result<Option<quinn::VarInt>, quinn::StoppedError>> + Send,
+    mut reader: RecordReader,
+) -> Gone {
+    let reset = async {
+        if let Ok(None) = reader.next().await {
+            // Finished in good order: it only listens.
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        stopped = stopped => match stopped {
+            Ok(None) => Gone::Delivered,
+            _ => verdict(&connection),
+        },
+        () = reset => verdict(&connection),
+    }
+}
+
+/// What the end of a stream means: a connection that was closed on purpose takes its requests
+/// with it; one that broke may be followed by another.
+fn verdict(connection: &quinn::Connection) -> Gone {
+    match connection.close_reason() {
+        None => Gone::Cancelled,
+        Some(ConnectionError::ApplicationClosed(_) | ConnectionError::LocallyClosed) => {
+            Gone::Cancelled
+        }
+        Some(_) => Gone::Lost,
+    }
+}

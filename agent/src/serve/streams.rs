@@ -1,0 +1,153 @@
+//! One stream, from its header to whoever serves it.
+
+use super::Service;
+use super::client::Client;
+use super::gate;
+use super::generation::Generation;
+use super::generations::Newcomer;
+use super::listener::{Guest, Listener};
+use super::watch;
+use quinn::{RecvStream, SendStream};
+use std::sync::Arc;
+use unamesh_client::clock;
+use unamesh_client::endpoint::canonical;
+use unamesh_client::framing::{ReadError, RecordReader, RecordWriter};
+use unamesh_client::transport::LinkError;
+use unamesh_proto::timeouts;
+use unamesh_proto::wire::{
+    Attach, ErrorCode, GenerateRequest, Probe, ProbeReply, Record, SignedAdvert, StreamHeader,
+    StreamKind, VERSION, WireError,
+};
+
+/// What a stream asks for.
+enum Opening {
+    Probe(Probe),
+    Exchange(SignedAdvert),
+    Watch,
+    Generate(GenerateRequest),
+    Attach(Attach),
+}
+
+/// Serves one stream to its end.
+pub(super) async fn serve(
+    listener: Arc<Listener>,
+    guest: Arc<Guest>,
+    send: SendStream,
+    recv: RecvStream,
+) {
+    let mut reader = RecordReader::new(recv);
+    let opening = tokio::time::timeout(timeouts::OPENING, read(&guest, &mut reader)).await;
+    let opening = opening.unwrap_or_else(|_| Err(late()));
+    let service = Arc::clone(&listener.service);
+    match opening {
+        Ok(Opening::Probe(probe)) => {
+            let state = listener.hooks.state();
+            let wall_ms = clock::wall().as_millis();
+            reply(&service, send, &ProbeReply { nonce: probe.nonce, wall_ms, state }).await;
+        }
+        Ok(Opening::Exchange(theirs)) => {
+            let ours = listener.hooks.advert();
+            let remote = canonical(guest.connection.remote_address());
+            listener.hooks.received(guest.member, theirs, remote);
+            reply(&service, send, &*ours).await;
+        }
+        Ok(Opening::Watch) => {
+            let client = Client::new(guest.connection.clone(), send, reader);
+            watch::serve(&service, listener.hooks.snapshot(), client).await;
+        }
+        Ok(Opening::Generate(request)) => generate(service, &guest, request, send, reader).await,
+        Ok(Opening::Attach(request)) => attach(&service, &guest, request, send, reader).await,
+        Err(error) => {
+            tracing::debug!(peer = %guest.member.node.short(), %error, "stream refused");
+            reply(&service, send, &error).await;
+        }
+    }
+}
+
+/// Reads what opens a stream, and checks whether this member may.
+async fn read(guest: &Guest, reader: &mut RecordReader) -> Result<Opening, WireError> {
+    let header: StreamHeader = reader.expect().await.map_err(refusal)?;
+    if header.version != VERSION {
+        let message = format!(
+            "this agent speaks version {VERSION} of the protocol, the stream says {}: update \
+             the older of the two",
+            header.version
+        );
+        return Err(WireError::new(ErrorCode::Unsupported, message));
+    }
+    gate::check(guest.member.role, header.kind)?;
+    match header.kind {
+        StreamKind::Probe => reader.expect().await.map(Opening::Probe),
+        StreamKind::Exchange => reader.expect().await.map(Opening::Exchange),
+        StreamKind::Attach => reader.expect().await.map(Opening::Attach),
+        StreamKind::Watch => return Ok(Opening::Watch),
+        StreamKind::Generate => {
+            // Large requests are read a few at a time. The semaphore is never closed.
+            let _permit = guest.reads.acquire().await;
+            reader.expect().await.map(Opening::Generate)
+        }
+        other => {
+            let message = format!("this agent serves no {other} streams");
+            return Err(WireError::new(ErrorCode::Unsupported, message));
+        }
+    }
+    .map_err(refusal)
+}
+
+async fn generate(
+    service: Arc<Service>,
+    guest: &Guest,
+    request: GenerateRequest,
+    send: SendStream,
+    reader: RecordReader,
+) {
+    let first = u32::try_from(request.prefix.len()).unwrap_or(u32::MAX);
+    let run = match service.admit(Arc::new(request)) {
+        Ok(run) => run,
+        Err(error) => return reply(&service, send, &error).await,
+    };
+    let client = Client::new(guest.connection.clone(), send, reader);
+    let owner = guest.member.node;
+    Box::pin(Generation::new(service, run, client, owner, first).serve()).await;
+}
+
+/// Hands the stream over to the task of the generation.
+async fn attach(
+    service: &Service,
+    guest: &Guest,
+    request: Attach,
+    send: SendStream,
+    reader: RecordReader,
+) {
+    let client = Client::new(guest.connection.clone(), send, reader);
+    let newcomer = Newcomer { client, have: request.have };
+    let handed = service.generations().attach(request.generation, guest.member.node, newcomer);
+    if let Err(refused) = handed {
+        let (newcomer, error) = *refused;
+        newcomer.client.refuse(error, service.config().reader_stall).await;
+    }
+}
+
+/// Answers with one record and ends the stream.
+async fn reply<R: Record>(service: &Service, send: SendStream, record: &R) {
+    let mut writer = RecordWriter::new(send);
+    let written = async {
+        writer.write(record).await?;
+        writer.finish();
+        Ok::<(), LinkError>(())
+    };
+    // A peer that takes no answer gets none.
+    drop(tokio::time::timeout(service.config().reader_stall, written).await);
+}
+
+fn refusal(error: ReadError) -> WireError {
+    match error {
+        ReadError::Refused(error) => error,
+        other => WireError::new(ErrorCode::Protocol, other.to_string()),
+    }
+}
+
+fn late() -> WireError {
+    let message = format!("the request did not arrive within {:?}", timeouts::OPENING);
+    WireError::new(ErrorCode::Protocol, message)
+}

@@ -1,0 +1,170 @@
+//! Reattaching: a path dies without a word, and the generation goes on over another.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+
+mod serve_support;
+
+use serve_support::relay::Relay;
+use serve_support::{Answer, Caller, Mesh, PATIENCE, Server, attach, generate, request};
+use std::time::Duration;
+use tokio::time::timeout;
+use unamesh_agent::serve::ServeConfig;
+use unamesh_proto::GenerationId;
+use unamesh_proto::wire::{ErrorCode, Role};
+use unamesh_tests::doubles::engine_double::answer;
+use unamesh_tests::doubles::{EngineDouble, Script};
+
+/// A generation of which `have` tokens arrived before its path was cut.
+struct Broken {
+    _mesh: Mesh,
+    double: EngineDouble,
+    server: Server,
+    caller: Caller,
+    id: GenerationId,
+    _dead: (quinn::Connection, Answer, Relay),
+}
+
+async fn broken(script: Script, config: ServeConfig, have: usize) -> Broken {
+    let mesh = Mesh::new();
+    let double = EngineDouble::stepped("e", script);
+    let server = Server::start(&mesh, &[&double], config).await;
+    let caller = Caller::new(&mesh, Role::Client);
+    let mut relay = Relay::to(server.addr).await;
+    let connection = caller.dial(server.node, relay.addr).await.unwrap();
+    let mut stream = generate(&connection, &request()).await;
+    let id = stream.accepted().await.generation;
+    double.step(have);
+    for _ in 0..have {
+        stream.token().await;
+    }
+    relay.cut();
+    Broken { _mesh: mesh, double, server, caller, id, _dead: (connection, stream, relay) }
+}
+
+#[tokio::test]
+async fn the_rest_comes_over_a_new_path() {
+    let b = broken(Script::default(), ServeConfig::default(), 5).await;
+    // Sent into the dead path: the agent does not know yet.
+    b.double.step(7);
+    b.double.until(|seen| seen.tokens == 12).await;
+    let connection = b.caller.connect(&b.server).await;
+    let mut stream = attach(&connection, b.id, 5).await;
+    assert_eq!(stream.accepted().await.generation, b.id);
+    b.double.release();
+    let (text, done) = stream.rest(5).await;
+    assert_eq!(answer(1, 5) + &text, b.double.expected());
+    assert_eq!(done.frames, 32);
+    assert_eq!(b.double.seen().asked, 1, "nothing was computed again");
+    b.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn it_goes_on_while_nobody_listens() {
+    let b = broken(Script::default(), ServeConfig::default(), 3).await;
+    // The agent notices by the idle time-out, and the engine comes to its end meanwhile.
+    tokio::time::sleep(unamesh_proto::timeouts::IDLE + Duration::from_millis(700)).await;
+    b.double.release();
+    timeout(PATIENCE, b.double.until(|seen| seen.finished == 1)).await.expect("it goes on");
+    let connection = b.caller.connect(&b.server).await;
+    let mut stream = attach(&connection, b.id, 3).await;
+    stream.accepted().await;
+    assert_eq!(answer(1, 3) + &stream.rest(3).await.0, b.double.expected());
+    b.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_end_that_did_not_arrive_comes_again() {
+    let b = broken(Script { tokens: 4, ..Script::default() }, ServeConfig::default(), 4).await;
+    b.double.release();
+    b.double.until(|seen| seen.finished == 1).await;
+    let connection = b.caller.connect(&b.server).await;
+    let mut stream = attach(&connection, b.id, 4).await;
+    stream.accepted().await;
+    assert_eq!(stream.rest(4).await.1.frames, 4);
+    // Delivered now, so there is nothing left to attach to.
+    let mut again = attach(&connection, b.id, 4).await;
+    assert_eq!(again.refused().await, ErrorCode::UnknownGeneration);
+    b.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_grace_time_ends() {
+    let grace = Duration::from_millis(200);
+    let config = ServeConfig { grace, ..ServeConfig::default() };
+    let b = broken(Script::default(), config, 3).await;
+    timeout(PATIENCE, b.double.until(|seen| seen.dropped == 1)).await.expect("given up");
+    let connection = b.caller.connect(&b.server).await;
+    let mut stream = attach(&connection, b.id, 3).await;
+    assert_eq!(stream.refused().await, ErrorCode::UnknownGeneration);
+    b.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn somebody_elses_generation_is_unknown() {
+    let b = broken(Script::default(), ServeConfig::default(), 3).await;
+    let thief = Caller::new(&b._mesh, Role::Admin);
+    let connection = thief.connect(&b.server).await;
+    let mut stream = attach(&connection, b.id, 0).await;
+    assert_eq!(stream.refused().await, ErrorCode::UnknownGeneration);
+    let mut stream = attach(&connection, GenerationId([1; 16]), 0).await;
+    assert_eq!(stream.refused().await, ErrorCode::UnknownGeneration);
+
+    // The owner is none the worse for it.
+    let connection = b.caller.connect(&b.server).await;
+    let mut stream = attach(&connection, b.id, 3).await;
+    stream.accepted().await;
+    b.double.release();
+    assert_eq!(answer(1, 3) + &stream.rest(3).await.0, b.double.expected());
+    b.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn more_than_was_made_cannot_be_had() {
+    let b = broken(Script::default(), ServeConfig::default(), 3).await;
+    let connection = b.caller.connect(&b.server).await;
+    let mut stream = attach(&connection, b.id, 9).await;
+    assert_eq!(stream.refused().await, ErrorCode::UnknownGeneration);
+    b.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_full_journal_lets_the_past_go() {
+    let config = ServeConfig { journal_bytes: 1000, ..ServeConfig::default() };
+    let b = broken(Script::default(), config, 20).await;
+    let connection = b.caller.connect(&b.server).await;
+    let mut beginning = attach(&connection, b.id, 0).await;
+    assert_eq!(beginning.refused().await, ErrorCode::UnknownGeneration);
+    let mut recent = attach(&connection, b.id, 20).await;
+    recent.accepted().await;
+    b.double.release();
+    assert_eq!(answer(1, 20) + &recent.rest(20).await.0, b.double.expected());
+    b.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_full_journal_without_a_reader_is_the_end() {
+    let config = ServeConfig { journal_bytes: 1000, ..ServeConfig::default() };
+    let b = broken(Script { tokens: 1000, ..Script::default() }, config, 3).await;
+    tokio::time::sleep(unamesh_proto::timeouts::IDLE + Duration::from_millis(700)).await;
+    b.double.release();
+    timeout(PATIENCE, b.double.until(|seen| seen.dropped == 1)).await.expect("given up");
+    b.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_second_path_takes_over_from_the_first() {
+    let b = broken(Script::default(), ServeConfig::default(), 2).await;
+    let connection = b.caller.connect(&b.server).await;
+    let mut first = attach(&connection, b.id, 2).await;
+    first.accepted().await;
+    b.double.step(3);
+    for _ in 0..3 {
+        first.token().await;
+    }
+    let mut second = attach(&connection, b.id, 5).await;
+    second.accepted().await;
+    assert!(first.reader.next().await.is_err(), "the first is reset");
+    b.double.release();
+    assert_eq!(answer(1, 5) + &second.rest(5).await.0, b.double.expected());
+    b.server.shutdown().await;
+}
