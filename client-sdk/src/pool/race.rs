@@ -23,6 +23,8 @@ pub(crate) struct Race {
     name: String,
     waiting: VecDeque<SocketAddr>,
     running: FuturesUnordered<BoxFuture<Dialed>>,
+    /// The ranks of those that run.
+    ranks: Vec<u8>,
     next_start: Instant,
     /// Paths of this rank or worse are of no interest any more.
     worst: u8,
@@ -36,6 +38,7 @@ impl Race {
             name,
             waiting: addrs.into(),
             running: FuturesUnordered::new(),
+            ranks: Vec::new(),
             next_start: Instant::now(),
             worst: u8::MAX,
         }
@@ -47,15 +50,20 @@ impl Race {
         self.waiting.retain(|addr| kind_rank(*addr) < rank);
     }
 
-    /// The next path that answered or failed; `None` when all have.
+    /// The next path of interest that answered or failed; `None` when none is left. Dropping
+    /// the race then gives up the others.
     pub(crate) async fn next(&mut self) -> Option<Dialed> {
         loop {
-            if self.running.is_empty() && !self.start_next() {
+            if !self.ranks.iter().any(|rank| *rank < self.worst) && !self.start_next() {
                 return None;
             }
             tokio::select! {
                 Some((addr, dialed)) = self.running.next() => {
-                    if kind_rank(addr) >= self.worst {
+                    let rank = kind_rank(addr);
+                    if let Some(at) = self.ranks.iter().position(|r| *r == rank) {
+                        self.ranks.swap_remove(at);
+                    }
+                    if rank >= self.worst {
                         if let Ok(connection) = dialed {
                             connection.close(CLOSE_NORMAL, b"another path won");
                         }
@@ -77,6 +85,7 @@ impl Race {
         let Some(addr) = self.waiting.pop_front() else {
             return false;
         };
+        self.ranks.push(kind_rank(addr));
         let (endpoint, name) = (self.endpoint.clone(), self.name.clone());
         self.running.push(Box::pin(async move {
             (addr, dial(&endpoint, &name, addr).await)
