@@ -6,6 +6,7 @@ use super::local::Local;
 use super::output::{BAD, GOOD, PLAIN, Table, WARN, cell};
 use super::text::Read;
 use anstyle::Style;
+use serde_json::Value;
 
 pub(super) async fn run(context: &Context) -> Result<(), CliError> {
     let engines = Local::find(context)?.get("engines").await?;
@@ -14,7 +15,7 @@ pub(super) async fn run(context: &Context) -> Result<(), CliError> {
     }
     let mut table =
         Table::new(&["ENGINE", "API", "HEALTH", "BUSY", "QUEUE", "MODELS"]).numbers(&[3, 4]);
-    for engine in engines.items() {
+    for engine in engines_of(&engines) {
         let health = engine.at("health").text();
         let models: Vec<&str> = engine.at("models").items().iter().map(model_name).collect();
         table.row(vec![
@@ -40,8 +41,13 @@ pub(super) async fn run(context: &Context) -> Result<(), CliError> {
     context.out.print(&table.render(&context.out))
 }
 
+/// The engines of an answer.
+pub(super) fn engines_of(answer: &Value) -> &[Value] {
+    answer.at("engines").items()
+}
+
 /// A model is an object with a name, or the name alone.
-fn model_name(model: &serde_json::Value) -> &str {
+fn model_name(model: &Value) -> &str {
     match model.at("name").text() {
         "" => model.text(),
         name => name,

@@ -50,6 +50,27 @@ impl Out {
         }
     }
 
+    /// As in a pipe.
+    #[cfg(test)]
+    pub(super) fn piped() -> Self {
+        Out {
+            json: false,
+            rich: false,
+            stdout_color: ColorChoice::Never,
+            stderr_color: ColorChoice::Never,
+        }
+    }
+
+    /// As on a terminal with colours.
+    #[cfg(test)]
+    pub(super) fn terminal() -> Self {
+        Out {
+            rich: true,
+            stdout_color: ColorChoice::Always,
+            ..Out::piped()
+        }
+    }
+
     /// Writes `text` as it is and flushes.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! `unamesh status`: this machine's agent.
 
 use super::context::Context;
+use super::engines::engines_of;
 use super::error::CliError;
 use super::local::Local;
 use super::output::{BOLD, DIM, GOOD, WARN};
@@ -63,16 +64,13 @@ fn render(local: &Local, status: &Value, peers: &Value, engines: &Value) -> Stri
         let _ = write!(seen, ", {} silent", silent.len());
     }
     line("peers", seen);
-    let models: usize = engines
-        .items()
-        .iter()
-        .map(|e| e.at("models").items().len())
-        .sum();
+    let engines = engines_of(engines);
+    let models: usize = engines.iter().map(|e| e.at("models").items().len()).sum();
     line(
         "engines",
         format!(
             "{}, {} here",
-            count(engines.items().len(), "engine"),
+            count(engines.len(), "engine"),
             count(models, "model")
         ),
     );

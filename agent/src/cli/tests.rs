@@ -1,1 +1,189 @@
+//! The client of the mesh API against a server that answers what it is told to.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
+use super::args::Global;
+use super::context::Context;
+use super::error::{CliError, NO_AGENT};
+use super::local::Local;
+use super::output::{BAD, Out, Table, cell};
+use crate::state::{AdminToken, AgentInfo, StateDir, StateLock};
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::routing::any;
+use serde_json::json;
+use std::net::SocketAddr;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+/// A state directory as a running agent leaves it, and the agent's answers.
+struct Fake {
+    dir: tempfile::TempDir,
+    state: StateDir,
+    _lock: Option<StateLock>,
+    _server: JoinSet<()>,
+}
+
+impl Fake {
+    async fn answering(status: u16, body: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let fake = Fake::at(addr);
+        let token = AdminToken::load(&fake.state).unwrap().unwrap();
+        let expected = format!("Bearer {}", token.reveal());
+        let app = Router::new().fallback(any(move |request: Request| async move {
+            assert_eq!(request.headers()["authorization"], expected.as_str());
+            (StatusCode::from_u16(status).unwrap(), body)
+        }));
+        let mut server = JoinSet::new();
+        server.spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Fake {
+            _server: server,
+            ..fake
+        }
+    }
+
+    fn at(gateway: SocketAddr) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        AdminToken::load_or_create(&state).unwrap();
+        let info = AgentInfo {
+            pid: 4711,
+            node: "n".into(),
+            name: "desk".into(),
+            version: "0".into(),
+            gateway,
+            quic: "[::]:2".parse().unwrap(),
+            started_ms: 0,
+        };
+        info.write(&state).unwrap();
+        let lock = state.lock().unwrap();
+        Fake {
+            dir,
+            state,
+            _lock: lock,
+            _server: JoinSet::new(),
+        }
+    }
+
+    fn context(&self) -> Context {
+        Context::new(Global {
+            state: Some(self.dir.path().into()),
+            ..Global::default()
+        })
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_json() {
+    let fake = Fake::answering(200, r#"{"a":1}"#).await;
+    let local = Local::find(&fake.context()).unwrap();
+    assert_eq!(local.get("status").await.unwrap(), json!({"a": 1}));
+    assert_eq!(
+        local.post("ping", &json!({})).await.unwrap(),
+        json!({"a": 1})
+    );
+}
+
+#[tokio::test]
+async fn a_refusal_is_the_agents_own_words() {
+    let body = r#"{"error":{"message":"no such peer","code":"not_found","param":null}}"#;
+    let fake = Fake::answering(404, body).await;
+    let error = Local::find(&fake.context())
+        .unwrap()
+        .get("ping")
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.code.as_str(), error.message.as_str()),
+        ("not_found", "no such peer")
+    );
+}
+
+#[tokio::test]
+async fn rubbish_is_no_answer() {
+    let fake = Fake::answering(200, "<html>").await;
+    let error = Local::find(&fake.context())
+        .unwrap()
+        .get("status")
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.code.as_str(), error.exit),
+        ("agent_silent", NO_AGENT)
+    );
+    assert!(error.next[0].ends_with(" doctor"), "{error:?}");
+}
+
+#[tokio::test]
+async fn lines_arrive_one_by_one_and_end() {
+    let fake = Fake::answering(200, "{\"n\":1}\n\n{\"n\":2}\n").await;
+    let local = Local::find(&fake.context()).unwrap();
+    let mut lines = local.lines("generate", &json!({})).await.unwrap();
+    assert_eq!(lines.next().await.unwrap(), Some(json!({"n": 1})));
+    assert_eq!(lines.next().await.unwrap(), Some(json!({"n": 2})));
+    assert_eq!(lines.next().await.unwrap(), None);
+}
+
+/// Without an agent the next command depends on whether this machine is in a mesh.
+#[test]
+fn no_agent_says_what_to_type() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = Context::new(Global {
+        state: Some(dir.path().join("none")),
+        ..Global::default()
+    });
+    let find = |context: &Context| -> CliError { Local::find(context).err().unwrap() };
+    let error = find(&context);
+    assert_eq!((error.code.as_str(), error.exit), ("not_paired", NO_AGENT));
+    assert!(error.next[0].contains(" init && "), "{error:?}");
+    assert!(
+        !dir.path().join("none").exists(),
+        "asking makes no directory"
+    );
+
+    let state = StateDir::open(&dir.path().join("none")).unwrap();
+    state.write("mesh.json", b"{}").unwrap();
+    let error = find(&context);
+    assert_eq!(error.code, "no_agent");
+    assert!(error.next[0].ends_with(" up"), "{error:?}");
+}
+
+/// A dead agent's file remains; a hanging agent's lock does too.
+#[tokio::test]
+async fn a_dead_agent_is_told_from_one_that_does_not_answer() {
+    let unused = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = unused.local_addr().unwrap();
+    drop(unused);
+    let mut fake = Fake::at(addr);
+    let local = Local::find(&fake.context()).unwrap();
+    let error = local.get("status").await.unwrap_err();
+    assert_eq!(error.code, "agent_silent");
+    assert!(error.message.contains("process 4711"), "{error:?}");
+    fake._lock = None;
+    assert_eq!(local.get("status").await.unwrap_err().code, "no_agent");
+}
+
+#[test]
+fn a_table_in_a_pipe_is_one_line_a_row() {
+    let mut table = Table::new(&["NAME", "N"]).numbers(&[1]);
+    table.row(vec![cell("de\x1b[2Jsk\n", BAD), "7".into()]);
+    table.row(vec!["attic".into(), "12".into()]);
+    let text = table.render(&Out::piped());
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(
+        !text.contains('\x1b'),
+        "neither colours nor a peer's own escapes: {text:?}"
+    );
+    assert!(text.is_ascii() || text.contains('\u{fffd}'));
+    assert!(table.render(&Out::terminal()).contains("\x1b["));
+}
+
+#[test]
+fn errors_are_json_for_scripts() {
+    let error = CliError::new("no_agent", "none").next("unamesh up");
+    let expected =
+        json!({"error": {"code": "no_agent", "message": "none", "next": ["unamesh up"]}});
+    assert_eq!(error.json(), expected);
+}

@@ -1,6 +1,6 @@
 //! The one list of keys: what each means, its default, and how text becomes its value.
 
-use super::{Config, LogFormat};
+use super::{Config, LogFormat, near};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
@@ -47,9 +47,9 @@ pub const KEYS: &[Key] = keys! {
     "name", name,
         "This machine's name in tables and answers. Empty: the host's name.";
     "gateway.listen", gateway.listen,
-        "Where the OpenAI-style HTTP API listens (TCP). Port 0: any free one.";
+        "Where the OpenAI-style HTTP API listens (TCP). Port 0: any free one. On an address that other machines reach, they need the token from the state directory.";
     "gateway.open", gateway.open,
-        "Allow an address that other machines can reach, although no caller is asked for a key.";
+        "Other machines may use the OpenAI endpoints without that token.";
     "mesh.listen", mesh.listen,
         "Where the data plane listens (UDP). Port 0: any free one.";
     "mesh.swarm_port", mesh.swarm_port,
@@ -149,6 +149,22 @@ pub fn documented_default() -> String {
         let _ = write!(out, "{}# {name} = {value}\n", comment(doc));
     }
     out
+}
+
+/// Variables that are no keys of the file.
+const OTHER_VARIABLES: [&str; 3] = ["UNAMESH_STATE", "UNAMESH_CONFIG", "UNAMESH_NVML_LIBRARY"];
+
+/// `None` if the variable `name` sets something; else what was probably meant.
+pub fn unknown_variable(name: &str) -> Option<Option<String>> {
+    let known: Vec<String> = KEYS
+        .iter()
+        .map(Key::variable)
+        .chain(OTHER_VARIABLES.map(str::to_owned))
+        .collect();
+    if known.iter().any(|k| k == name) {
+        return None;
+    }
+    Some(near::nearest(name, known.iter().map(String::as_str)).map(str::to_owned))
 }
 
 /// `doc` as comment lines of at most 90 columns.

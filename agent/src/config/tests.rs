@@ -183,9 +183,9 @@ fn an_unusable_value_names_where_it_stands() {
     assert_eq!(text, "UNAMESH_MESH_MDNS=maybe: expected true or false");
     let text = load(&[], &[("gateway.lsten", "x")]);
     assert!(text.contains("did you mean `gateway.listen`"), "{text}");
-    let text = load(&[("UNAMESH_GATEWAY_LISTEN", "0.0.0.0:1")], &[]);
+    let text = load(&[("UNAMESH_MESH_SEEDS", "attic")], &[]);
     assert!(
-        text.starts_with("UNAMESH_GATEWAY_LISTEN: ") && text.contains("gateway.open"),
+        text.starts_with("UNAMESH_MESH_SEEDS: ") && text.contains("host:port"),
         "{text}"
     );
     let text = load(&[], &[("mesh.seeds", "fe80::1")]);
@@ -226,4 +226,13 @@ fn a_missing_file_says_how_to_write_one() {
     };
     let text = Config::load(&sources).unwrap_err().to_string();
     assert!(text.contains("unamesh up --print-config"), "{text}");
+}
+
+#[test]
+fn variables_that_set_nothing_are_known() {
+    assert_eq!(unknown_variable("UNAMESH_GATEWAY_LISTEN"), None);
+    assert_eq!(unknown_variable("UNAMESH_STATE"), None);
+    let near = unknown_variable("UNAMESH_GATEWAY_LISEN").unwrap();
+    assert_eq!(near.as_deref(), Some("UNAMESH_GATEWAY_LISTEN"));
+    assert_eq!(unknown_variable("UNAMESH_QQQQQQQQQQQQQQQQQQQQ"), Some(None));
 }
