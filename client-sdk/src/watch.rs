@@ -136,6 +136,8 @@ impl Watcher {
                 Some(addr) = hints.recv() => {
                     if !self.seeds.contains(&addr) && self.seeds.len() < MAX_ADDRS * 8 {
                         self.seeds.push_front(addr);
+                        // Somebody new is there to ask: no need to wait any longer.
+                        follow_at = follow_at.map(|_| Instant::now());
                     }
                 }
                 Some(delta) = news.recv() => match delta {
@@ -258,6 +260,29 @@ impl Watcher {
         });
     }
 
+    #[cfg(feature = "mdns")]
+    fn browse(&self, tasks: &TaskTracker, stop: &CancellationToken) -> mpsc::Receiver<SocketAddr> {
+        let (found, hints) = mpsc::channel(MAX_ADDRS);
+        if self.mdns {
+            let (mesh, stop) = (self.credentials.mesh, stop.clone());
+            tasks.spawn(async move {
+                let (tx, mut rx) = mpsc::channel(MAX_ADDRS);
+                let browser = match crate::mdns::browse(mesh, tx) {
+                    Ok(browser) => browser,
+                    Err(error) => return tracing::warn!(%error, "mDNS is not available"),
+                };
+                while let Some(Some(hint)) = stop.run_until_cancelled(rx.recv()).await {
+                    for addr in hint.addrs {
+                        let _ = found.send(addr).await;
+                    }
+                }
+                drop(browser);
+            });
+        }
+        hints
+    }
+
+    #[cfg(not(feature = "mdns"))]
     fn browse(&self, _: &TaskTracker, _: &CancellationToken) -> mpsc::Receiver<SocketAddr> {
         if self.mdns {
             tracing::warn!("this build has no mDNS; give seeds or hints");
