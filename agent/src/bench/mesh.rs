@@ -1,0 +1,452 @@
+//! A mesh of real agents for a benchmark: this program again, a process each, with own keys,
+//! state and ports, joined as a user joins machines (`init`, `invite`, `join`).
+
+use super::BenchError;
+use super::http;
+use serde_json::Value;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// An agent answers within this after its start.
+const START: Duration = Duration::from_secs(10);
+/// Agents know of each other and of their engines within this.
+const MEET: Duration = Duration::from_secs(20);
+/// A process ends within this after SIGTERM.
+const STOP: Duration = Duration::from_secs(10);
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(2);
+
+/// A process that ends with this value.
+pub struct Process(Child);
+
+impl Process {
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// It has ended, or this system has no such signals.
+    pub fn signal(&self, signal: Signal) -> Result<(), BenchError> {
+        send_signal(self.0.id(), signal)
+    }
+
+    /// Waits for the end after SIGTERM.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn ended(&mut self) -> Result<(), BenchError> {
+        until("an agent ends after SIGTERM", STOP, || {
+            Ok(self.0.try_wait().ok().flatten().map(|_| ()))
+        })
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What a benchmark does to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM: leave.
+    Terminate,
+    /// SIGSTOP: freeze.
+    Freeze,
+    /// SIGCONT: thaw.
+    Thaw,
+}
+
+#[cfg(unix)]
+fn send_signal(pid: u32, signal: Signal) -> Result<(), BenchError> {
+    use rustix::process::{self, Pid};
+    let signal = match signal {
+        Signal::Terminate => process::Signal::TERM,
+        Signal::Freeze => process::Signal::STOP,
+        Signal::Thaw => process::Signal::CONT,
+    };
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| BenchError::new("signal", "no such process"))?;
+    process::kill_process(pid, signal).map_err(BenchError::during("signal"))
+}
+
+#[cfg(not(unix))]
+fn send_signal(_: u32, _: Signal) -> Result<(), BenchError> {
+    Err(BenchError::new("signal", "this system has no such signals"))
+}
+
+/// The bundled test engine as a process.
+pub struct TestEngine {
+    process: Process,
+    /// Where it listens.
+    pub addr: SocketAddr,
+}
+
+impl TestEngine {
+    /// Starts one on any free port.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start() -> Result<Self, BenchError> {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// Kills it and starts it again on the same port.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn restart(&mut self) -> Result<(), BenchError> {
+        self.process.kill();
+        *self = Self::start_at(self.addr)?;
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    fn start_at(addr: SocketAddr) -> Result<Self, BenchError> {
+        let what = "the test engine";
+        let mut child = program()?
+            .args(["bench", "engine", "--listen", &addr.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(BenchError::during(what))?;
+        let stdout = child.stdout.take();
+        let process = Process(child);
+        let mut line = String::new();
+        if let Some(stdout) = stdout {
+            BufReader::new(stdout)
+                .read_line(&mut line)
+                .map_err(BenchError::during(what))?;
+        }
+        let said: Value = serde_json::from_str(&line).map_err(BenchError::during(what))?;
+        let addr = said["listen"].as_str().and_then(|a| a.parse().ok());
+        let addr = addr.ok_or_else(|| BenchError::new(what, "it said no address"))?;
+        Ok(TestEngine { process, addr })
+    }
+}
+
+/// How an agent is set up.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// More of its configuration file: engines.
+    pub config: String,
+    /// Finds others by multicast DNS instead of a configured address.
+    pub mdns: bool,
+}
+
+impl Setup {
+    /// In front of one OpenAI-style engine.
+    pub fn openai(engine: SocketAddr) -> Self {
+        let config = format!(
+            "[[engine]]\nname = \"bench\"\nkind = \"openai\"\nurl = \"http://{engine}\"\nslots = 256\n"
+        );
+        Setup {
+            config,
+            mdns: false,
+        }
+    }
+}
+
+/// An agent.
+pub struct Agent {
+    /// Its name.
+    pub name: String,
+    home: PathBuf,
+    process: Option<Process>,
+    /// Its gateway.
+    pub gateway: SocketAddr,
+    /// Its node id.
+    pub node: String,
+    /// Of its local API.
+    pub token: String,
+}
+
+impl Agent {
+    /// Its running process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn process(&mut self) -> Result<&mut Process, BenchError> {
+        let stopped = || BenchError::new(&self.name, "it does not run");
+        self.process.as_mut().ok_or_else(stopped)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts its process; does not wait.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn spawn(&mut self) -> Result<(), BenchError> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.home.join("agent.log"))
+            .map_err(BenchError::during(&self.name))?;
+        let errors = log.try_clone().map_err(BenchError::during(&self.name))?;
+        let child = self
+            .command()?
+            .arg("up")
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .map_err(BenchError::during(&self.name))?;
+        self.process = Some(Process(child));
+        Ok(())
+    }
+
+    /// Starts it and waits until its API answers.
+    ///
+    /// # Errors
+    /// It ends or does not answer; says where its log is.
+    pub fn start(&mut self) -> Result<(), BenchError> {
+        self.spawn()?;
+        self.ready()
+    }
+
+    /// Waits until the API of its process answers.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn ready(&mut self) -> Result<(), BenchError> {
+        let what = format!("{} answers", self.name);
+        until(&what, START, || {
+            if let Some(Process(child)) = &mut self.process
+                && let Ok(Some(status)) = child.try_wait()
+            {
+                let log = fs::read_to_string(self.home.join("agent.log")).unwrap_or_default();
+                return Err(BenchError::new(
+                    &self.name,
+                    format!("ended with {status}: {log}"),
+                ));
+            }
+            Ok(self.find().ok().filter(|()| self.api("status").is_ok()))
+        })
+    }
+
+    /// Reads where the running process listens.
+    fn find(&mut self) -> Result<(), BenchError> {
+        let state = self.state();
+        let read =
+            |file: &str| fs::read_to_string(state.join(file)).map_err(BenchError::during(file));
+        let info: Value =
+            serde_json::from_str(&read("agent.json")?).map_err(BenchError::during("agent.json"))?;
+        let own = self.process.as_ref().map(|p| u64::from(p.id()));
+        let gateway = info["gateway"].as_str().and_then(|a| a.parse().ok());
+        match (gateway, info["node"].as_str()) {
+            (Some(gateway), Some(node)) if info["pid"].as_u64() == own => {
+                self.node = node.to_owned();
+                self.gateway = gateway;
+                self.token = read("admin.token")?.trim().to_owned();
+                Ok(())
+            }
+            _ => Err(BenchError::new(
+                &self.name,
+                "agent.json is of an earlier process",
+            )),
+        }
+    }
+
+    /// What `GET path` of its mesh API answers.
+    ///
+    /// # Errors
+    /// It does not answer, or refuses.
+    pub fn api(&self, path: &str) -> Result<Value, BenchError> {
+        let target = format!("/unamesh/v1/{path}");
+        let (status, body) = http::once(self.gateway, &target, Some(&self.token), None)
+            .map_err(BenchError::during(&target))?;
+        if status != 200 {
+            return Err(BenchError::new(&target, format!("HTTP {status}")));
+        }
+        serde_json::from_slice(&body).map_err(BenchError::during(&target))
+    }
+
+    /// The nodes that it ranks for `model`, best first.
+    ///
+    /// # Errors
+    /// As [`Agent::api`].
+    pub fn ranked(&self, model: &str) -> Result<Vec<String>, BenchError> {
+        let why = self.api(&format!("why?model={model}"))?;
+        let ranked = why["ranked"].as_array().cloned().unwrap_or_default();
+        let nodes = ranked
+            .iter()
+            .filter_map(|c| c["node"].as_str().map(str::to_owned));
+        Ok(nodes.collect())
+    }
+
+    /// Runs one of the program's commands for this machine: the JSON that it prints.
+    fn run(&self, arguments: &[&str]) -> Result<Value, BenchError> {
+        let what = format!("{}: unamesh {}", self.name, arguments.join(" "));
+        let output = self
+            .command()?
+            .arg("--json")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(BenchError::during(&what))?;
+        if !output.status.success() {
+            return Err(BenchError::new(
+                &what,
+                String::from_utf8_lossy(&output.stderr),
+            ));
+        }
+        serde_json::from_slice(&output.stdout).map_err(BenchError::during(&what))
+    }
+
+    fn state(&self) -> PathBuf {
+        self.home.join("state")
+    }
+
+    fn command(&self) -> Result<Command, BenchError> {
+        let mut command = program()?;
+        command.arg("--state").arg(self.state());
+        command.arg("--config").arg(self.home.join("unamesh.toml"));
+        Ok(command)
+    }
+}
+
+/// Agents of one mesh, each in a directory of its own below one that goes with them.
+pub struct Mesh {
+    /// In the order of their setups; the first made the mesh.
+    pub agents: Vec<Agent>,
+    _root: tempfile::TempDir,
+}
+
+impl Mesh {
+    /// Starts an agent for each setup and returns when the first can choose every one whose
+    /// setup names an engine for `model`.
+    ///
+    /// # Errors
+    /// One does not come up, join or find the others.
+    pub fn start(setups: &[Setup], model: &str) -> Result<Self, BenchError> {
+        let root = tempfile::Builder::new()
+            .prefix("unamesh-bench-")
+            .tempdir()
+            .map_err(BenchError::during("a directory for the agents"))?;
+        let mut agents: Vec<Agent> = Vec::new();
+        for (at, setup) in setups.iter().enumerate() {
+            let seeds = match agents.first() {
+                Some(first) if !setup.mdns => quic(first)?,
+                _ => String::new(),
+            };
+            let mut agent = create(root.path(), at, setup, &seeds)?;
+            match agents.first() {
+                None => agent.run(&["init"])?,
+                Some(first) => {
+                    let invitation = first.run(&["invite"])?;
+                    let link = invitation["link"].as_str().unwrap_or_default();
+                    agent.run(&["join", link])?
+                }
+            };
+            agent.start()?;
+            agents.push(agent);
+        }
+        let mesh = Mesh {
+            agents,
+            _root: root,
+        };
+        let serving = setups.iter().filter(|s| !s.config.is_empty()).count();
+        mesh.chooses(model, serving)?;
+        Ok(mesh)
+    }
+
+    /// Waits until the first agent can choose `count` agents for `model`.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn chooses(&self, model: &str, count: usize) -> Result<(), BenchError> {
+        let what = format!("{count} agents can be chosen for {model}");
+        until(&what, MEET, || {
+            let ranked = self.agents.first().map(|first| first.ranked(model));
+            let ranked = ranked.transpose()?.unwrap_or_default();
+            Ok((ranked.len() == count).then_some(()))
+        })
+    }
+}
+
+/// The address of an agent's data plane on this host.
+fn quic(agent: &Agent) -> Result<String, BenchError> {
+    let text = fs::read_to_string(agent.state().join("agent.json"))
+        .map_err(BenchError::during("agent.json"))?;
+    let info: Value = serde_json::from_str(&text).map_err(BenchError::during("agent.json"))?;
+    let quic: Option<SocketAddr> = info["quic"].as_str().and_then(|a| a.parse().ok());
+    let quic = quic.ok_or_else(|| BenchError::new("agent.json", "no QUIC address"))?;
+    Ok(format!("\"127.0.0.1:{}\"", quic.port()))
+}
+
+fn create(root: &Path, at: usize, setup: &Setup, seeds: &str) -> Result<Agent, BenchError> {
+    let name = format!("bench-{}", ["a", "b", "c", "d"].get(at).unwrap_or(&"x"));
+    let home = root.join(&name);
+    fs::create_dir_all(&home).map_err(BenchError::during(&name))?;
+    let config = format!(
+        "name = \"{name}\"\n[gateway]\nlisten = \"127.0.0.1:0\"\n[mesh]\nlisten = \"127.0.0.1:0\"\n\
+         mdns = {}\nseeds = [{seeds}]\n[engines]\ndetect = false\n{}",
+        setup.mdns, setup.config
+    );
+    fs::write(home.join("unamesh.toml"), config).map_err(BenchError::during(&name))?;
+    Ok(Agent {
+        name,
+        home,
+        process: None,
+        gateway: SocketAddr::from(([127, 0, 0, 1], 0)),
+        node: String::new(),
+        token: String::new(),
+    })
+}
+
+/// This program again, without what this run was configured with.
+pub fn program() -> Result<Command, BenchError> {
+    let what = "the path of this program";
+    let mut command = Command::new(std::env::current_exe().map_err(BenchError::during(what))?);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("UNAMESH_") {
+            command.env_remove(name);
+        }
+    }
+    Ok(command)
+}
+
+/// Looks at `condition` every [`POLL`] until it yields something.
+///
+/// # Errors
+/// `limit` passed, or the condition says that waiting is of no use.
+pub fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> Result<Option<T>, BenchError>,
+) -> Result<T, BenchError> {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = condition()? {
+            return Ok(found);
+        }
+        if start.elapsed() > limit {
+            return Err(BenchError::new(what, format!("not within {limit:?}")));
+        }
+        std::thread::sleep(POLL);
+    }
+}
