@@ -116,7 +116,7 @@ impl Cluster {
 /// Whether `agent` lists `node` with `liveness`.
 async fn peer_is(agent: &Agent, node: &str, liveness: &str) -> Result<(), String> {
     let peers = agent.api("peers").await?;
-    let peer = peers["peers"]
+    let peer = peers
         .as_array()
         .into_iter()
         .flatten()

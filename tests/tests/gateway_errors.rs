@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use unamesh_agent::gateway::source::{ClientError, Event};
 use unamesh_proto::limits;
+use unamesh_proto::wire::{ErrorCode, WireError};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -290,18 +291,18 @@ async fn what_the_mesh_could_not_do() {
             "9000 > 2048",
         ),
         (
-            ClientError::NotPaired,
-            503,
-            "not_paired",
+            ClientError::Refused(WireError::new(ErrorCode::EngineDown, "desk: gone")),
+            502,
+            "engine_down",
             json!(null),
-            "unamesh join",
+            "desk: gone",
         ),
         (
-            ClientError::Offline,
-            503,
-            "offline",
-            json!(null),
-            "unamesh doctor",
+            ClientError::Refused(WireError::new(ErrorCode::Unsupported, "no pictures").field("messages")),
+            400,
+            "unsupported",
+            json!("messages"),
+            "no pictures",
         ),
     ];
     for (error, status, code, param, text) in cases {

@@ -84,6 +84,7 @@ impl Collected {
             );
             return Err(self.failed(ClientError::Incomplete {
                 delivered: String::new(),
+                tokens: self.tokens,
                 reason,
             }));
         }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::Duration;
 use unamesh_proto::timeouts;
+use unamesh_proto::wire::{ErrorCode, WireError};
 
 /// What an HTTP client gets instead of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,34 +156,35 @@ impl From<ClientError> for ApiError {
             ClientError::ContextExceeded { message } => {
                 ApiError::invalid("context_length_exceeded", message).param("messages")
             }
-            ClientError::Interrupted {
-                delivered: _,
-                tokens,
-                reason,
-            } => ApiError {
+            ClientError::Interrupted { tokens, reason, .. } => ApiError {
                 delivered_tokens: Some(tokens),
                 ..broken(
                     "interrupted",
                     format!("the answer broke off and no other machine could go on: {reason}"),
                 )
             },
-            ClientError::Incomplete {
-                delivered: _,
-                reason,
-            } => broken(
-                "incomplete",
+            ClientError::Incomplete { tokens, reason, .. } => ApiError {
+                delivered_tokens: Some(tokens),
+                ..broken(
+                    "incomplete",
+                    format!(
+                        "the answer broke off, and structured output or a tool call is never \
+                         spliced; ask again: {reason}"
+                    ),
+                )
+            },
+            ClientError::Cancelled => broken("cancelled", "the request was cancelled".to_owned()),
+            ClientError::Refused(error) => refused(error),
+            ClientError::NotPaired(reason) => unavailable(
+                "not_paired",
                 format!(
-                    "the answer broke off, and structured output or a tool call is never spliced; ask again: {reason}"
+                    "this machine is in no mesh yet ({reason}); run `unamesh init`, or `unamesh \
+                     join LINK` with a link from `unamesh invite`"
                 ),
             ),
-            ClientError::Cancelled => broken("cancelled", "the request was cancelled".to_owned()),
-            ClientError::NotPaired => unavailable(
-                "not_paired",
-                "this machine is in no mesh yet; run `unamesh init`, or `unamesh join LINK` with a link from `unamesh invite`",
-            ),
-            ClientError::Offline => unavailable(
+            ClientError::Offline(reason) => unavailable(
                 "offline",
-                "no machine of the mesh can be reached; `unamesh doctor` says why",
+                format!("the network cannot be opened ({reason}); `unamesh doctor` says why"),
             ),
         }
     }
@@ -201,7 +203,26 @@ impl From<ControlError> for ApiError {
     }
 }
 
-fn unavailable(code: &'static str, message: &str) -> ApiError {
+/// What every candidate refused for a reason of its own.
+fn refused(error: WireError) -> ApiError {
+    let WireError { code, message, field, retry_after_ms } = error;
+    let (status, kind) = match code {
+        ErrorCode::UnknownModel => (StatusCode::NOT_FOUND, INVALID),
+        ErrorCode::Forbidden => (StatusCode::FORBIDDEN, INVALID),
+        ErrorCode::Unsupported => (StatusCode::BAD_REQUEST, INVALID),
+        ErrorCode::Limit | ErrorCode::Busy => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
+        ErrorCode::Draining => (StatusCode::SERVICE_UNAVAILABLE, SERVER),
+        _ => (StatusCode::BAD_GATEWAY, SERVER),
+    };
+    let after = Duration::from_millis(retry_after_ms.into());
+    ApiError {
+        param: field,
+        retry_after: (!after.is_zero()).then_some(after),
+        ..ApiError::new(status, kind, code.name(), message)
+    }
+}
+
+fn unavailable(code: &'static str, message: String) -> ApiError {
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, code, message)
 }
 

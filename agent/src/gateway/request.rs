@@ -14,7 +14,7 @@ use unamesh_proto::limits;
 use unamesh_proto::wire::{InputKind, Sampling};
 
 /// A request as it was understood.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Parsed {
     /// For the mesh.
     pub request: Request,

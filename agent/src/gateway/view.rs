@@ -47,8 +47,8 @@ pub fn openai_models(snapshot: &Snapshot) -> impl Iterator<Item = Value> + '_ {
 
 /// `GET /unamesh/v1/peers`.
 pub fn peers(snapshot: &Snapshot, now: Mono) -> Value {
-    let all = snapshot.peers.iter().map(|p| peer(p, snapshot.me, now));
-    json!({"peers": all.collect::<Vec<_>>()})
+    let all = snapshot.peers.iter();
+    all.map(|p| peer(p, snapshot.me, now)).collect()
 }
 
 /// `GET /unamesh/v1/models`.
@@ -69,7 +69,7 @@ pub fn models(snapshot: &Snapshot) -> Value {
             "peers": places,
         })
     });
-    json!({"models": all.collect::<Vec<_>>()})
+    all.collect()
 }
 
 /// `GET /unamesh/v1/why`.
