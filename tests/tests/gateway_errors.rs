@@ -298,7 +298,9 @@ async fn what_the_mesh_could_not_do() {
             "desk: gone",
         ),
         (
-            ClientError::Refused(WireError::new(ErrorCode::Unsupported, "no pictures").field("messages")),
+            ClientError::Refused(
+                WireError::new(ErrorCode::Unsupported, "no pictures").field("messages"),
+            ),
             400,
             "unsupported",
             json!("messages"),

@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use crate::bench::BenchArgs;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -75,8 +76,8 @@ pub enum Command {
     Doctor,
     /// Three agents, a question, and an answer that survives its machine
     Demo,
-    /// Measure what the mesh adds to an engine
-    Bench,
+    /// Measure what the mesh costs, and how fast it heals
+    Bench(BenchArgs),
     /// Print a completion script: unamesh completions bash > ~/.local/share/bash-completion/completions/unamesh
     Completions(CompletionsArgs),
 }

@@ -11,6 +11,7 @@
 //! work without it.
 
 pub mod args;
+mod bench;
 mod chat;
 mod completions;
 pub mod context;
@@ -78,7 +79,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Drain(args) => client(drain::run(context, &args)),
         Command::Doctor => client(doctor::run(context)),
         Command::Demo => Err(CliError::not_built("demo")),
-        Command::Bench => Err(CliError::not_built("bench")),
+        Command::Bench(args) => client(bench::run(context, args)),
     }
 }
 

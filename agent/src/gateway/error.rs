@@ -205,7 +205,12 @@ impl From<ControlError> for ApiError {
 
 /// What every candidate refused for a reason of its own.
 fn refused(error: WireError) -> ApiError {
-    let WireError { code, message, field, retry_after_ms } = error;
+    let WireError {
+        code,
+        message,
+        field,
+        retry_after_ms,
+    } = error;
     let (status, kind) = match code {
         ErrorCode::UnknownModel => (StatusCode::NOT_FOUND, INVALID),
         ErrorCode::Forbidden => (StatusCode::FORBIDDEN, INVALID),
