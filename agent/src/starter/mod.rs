@@ -196,6 +196,17 @@ impl Starter {
         }
     }
 
+    /// The same as the text of a configuration file.
+    pub fn config(&self, name: &str, port: u16) -> String {
+        let quoted = |text: &str| toml::Value::from(text).to_string();
+        let command: Vec<String> = self.command(port).iter().map(|arg| quoted(arg)).collect();
+        format!(
+            "[[engine]]\nname = {}\nkind = \"llama.cpp\"\nurl = \"http://127.0.0.1:{port}\"\ncommand = [{}]\n",
+            quoted(name),
+            command.join(", "),
+        )
+    }
+
     /// Program and arguments of a starter engine that answers on `port`.
     pub fn command(&self, port: u16) -> Vec<String> {
         let text = |path: &Path| path.display().to_string();
@@ -266,5 +277,24 @@ fn file(path: &Path, error: io::Error) -> StarterError {
     StarterError::File {
         path: path.to_owned(),
         error,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_the_entry() {
+        let home = Path::new("/home/a \"b\"/cache");
+        let starter = Starter {
+            python: home.join("python"),
+            script: home.join("llama_server.py"),
+            model: home.join("m.gguf"),
+        };
+        let text = starter.config("starter", 7);
+        let config = crate::config::Config::parse(&text, Path::new("test.toml")).unwrap();
+        assert_eq!(config.engine, [starter.entry("starter", 7)]);
     }
 }
