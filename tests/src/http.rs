@@ -8,11 +8,8 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -33,13 +30,11 @@ impl Net {
     /// # Errors
     /// What `make` or the system says.
     pub fn inside<T: Send>(&self, make: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
         let Net::Namespace(name) = self else {
             return make();
         };
-        let namespace = File::open(PathBuf::from("/run/netns").join(&**name))?;
         let entered = || {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            enter(name)?;
             make()
         };
         std::thread::scope(|scope| scope.spawn(entered).join())
@@ -66,6 +61,21 @@ impl Net {
         listener.set_nonblocking(true)?;
         TcpListener::from_std(listener)
     }
+}
+
+/// Moves this thread into a namespace.
+#[cfg(target_os = "linux")]
+fn enter(name: &str) -> io::Result<()> {
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    use std::os::fd::AsFd;
+    let namespace = std::fs::File::open(std::path::Path::new("/run/netns").join(name))?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn enter(_name: &str) -> io::Result<()> {
+    Err(io::Error::other("network namespaces are Linux's"))
 }
 
 /// An HTTP server, as seen from somewhere.
