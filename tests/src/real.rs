@@ -8,6 +8,9 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::OnceCell;
+use unamesh_agent::starter::{self, Quiet, Starter};
+
+pub use unamesh_agent::starter::MODEL;
 
 /// What `real_openai` is tested with.
 const OPENAI: &str = "openai==3.54.0";
@@ -95,22 +98,19 @@ impl Client {
     }
 }
 
-/// The starter engines of this machine: a llama.cpp server and its model.
-pub struct Starter {
-    /// The model's name in the mesh.
-    pub name: String,
-}
-
 /// The starter engines; fetched on first use, into the user's cache folder.
 pub async fn starter() -> &'static Starter {
     static STARTER: OnceCell<Starter> = OnceCell::const_new();
-    STARTER.get_or_init(async || panic!("being written")).await
+    STARTER
+        .get_or_init(async || starter::install(&Quiet).await.unwrap())
+        .await
 }
 
-impl Starter {
-    /// Configuration of one more server with this model: the agent runs it.
-    #[must_use]
-    pub fn config(&self) -> String {
-        String::new()
-    }
+/// Configuration of one more llama.cpp server, which the agent that has it runs.
+///
+/// # Panics
+/// If no port is free.
+#[must_use]
+pub fn engine(starter: &Starter) -> String {
+    starter.config("starter", starter::free_port().unwrap())
 }

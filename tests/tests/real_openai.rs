@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::time::Duration;
 use unamesh_tests::cluster::{Cluster, Setup};
 use unamesh_tests::measure::until;
-use unamesh_tests::real::{Client, starter};
+use unamesh_tests::real::{Client, MODEL, engine, starter};
 
 const PROMPT: &str = "Write three sentences about the sea.";
 /// A request reaches an engine within this.
@@ -16,7 +16,6 @@ const BUSY: Duration = Duration::from_secs(10);
 /// A desk without an engine, and two machines with a llama.cpp of their own.
 struct Mesh {
     cluster: Cluster,
-    model: String,
     url: String,
 }
 
@@ -24,23 +23,19 @@ impl Mesh {
     async fn start() -> Self {
         let starter = starter().await;
         let machine = |name: &str| Setup {
-            config: starter.config(),
+            config: engine(starter),
             ..Setup::new(name)
         };
         let setups = vec![Setup::new("desk"), machine("laptop"), machine("tower")];
         let cluster = Cluster::start(setups).await;
-        cluster.chooses(0, &starter.name, &[1, 2]).await;
+        cluster.chooses(0, MODEL, &[1, 2]).await;
         let url = format!("http://{}/v1", cluster.agents[0].gateway().addr);
-        Self {
-            cluster,
-            model: starter.name.clone(),
-            url,
-        }
+        Self { cluster, url }
     }
 
     /// Starts a command of `openai_client.py`.
     async fn openai(&self, command: &str, prompt: &[&str]) -> Client {
-        let mut arguments = vec![self.url.as_str(), command, self.model.as_str()];
+        let mut arguments = vec![self.url.as_str(), command, MODEL];
         arguments.extend_from_slice(prompt);
         Client::start(&arguments).await
     }
@@ -51,10 +46,7 @@ async fn the_package_works_unchanged() {
     let mesh = Mesh::start().await;
     let listed = Client::start(&[&mesh.url, "models"]).await.last().await;
     assert!(
-        listed["models"]
-            .as_array()
-            .unwrap()
-            .contains(&mesh.model.clone().into()),
+        listed["models"].as_array().unwrap().contains(&MODEL.into()),
         "{listed}"
     );
 
