@@ -1,8 +1,8 @@
 //! One agent as a process of its own: the `unamesh` program with a state directory, a
 //! configuration file and a log; started, asked, frozen, killed.
 //!
-//! The program is this package's own copy (`src/bin/unamesh-under-test.rs`), which cargo builds
-//! with the tests, so it is never a stale one.
+//! The program is this package's own build of the agent's `main.rs` (`unamesh-under-test`), which
+//! cargo makes together with the tests, so it is never a stale one.
 
 use crate::http::{Net, Server};
 use crate::measure::until;
