@@ -2,16 +2,18 @@
 //!
 //! The node that ran `unamesh init` holds the CA ([`Ca`]) beside its own key. Everybody else
 //! holds a certificate from it. A device joins in four steps: the owner runs `unamesh
-//! invite` ([`Invites`]), carries the
+//! invite` ([`Inviter`] opens an [`Invites`] entry and the joining endpoint), carries the
 //! link to the device, the device sends the link's secret and the public half of its new key,
 //! and gets a certificate back. Its private key never leaves it. The link pins the CA by its
 //! SHA-256, so that neither side trusts the network in between.
 
 mod authority;
 mod invites;
+mod join;
 
 pub use authority::{BACKDATE, Ca, VALIDITY};
 pub use invites::{Invites, OpenError, Refused};
+pub use join::{InviteError, Inviter, Welcome};
 
 use std::path::{Path, PathBuf};
 use unamesh_client::identity::{Credentials, IdentityError, MemberError, NodeKey};
