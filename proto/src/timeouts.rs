@@ -75,8 +75,11 @@ pub const TOMBSTONE: Duration = Duration::from_secs(3600);
 /// An advert whose wall clock is further off than this is dropped (certificates allow a day
 /// of error too).
 pub const ADVERT_WINDOW: Duration = Duration::from_secs(26 * 3600);
-/// A full advert goes out at least this often.
+/// After a change the advert is repeated after this time, in case a message was lost.
 pub const ADVERT_EVERY: Duration = Duration::from_secs(5);
+/// While nothing changes, repeats thin out to this: liveness comes from probes, and every
+/// repeat costs an idle mesh of three some 4 kB a node.
+pub const ADVERT_EVERY_MAX: Duration = Duration::from_secs(20);
 /// Changes are collected this long before an advert goes out.
 pub const ADVERT_DEBOUNCE: Duration = Duration::from_millis(50);
 /// QUIC keep-alive. Longer than [`PROBE_EVERY`] and its spread, so that a probed connection

@@ -70,9 +70,7 @@ enum Happened {
     Newcomer(Newcomer),
     /// Nobody listens any more.
     Gone(Gone),
-    /// The agent stops, and the client does not even read.
-    Stopped,
-    /// Nobody came back in time, or the journal is full without a reader.
+    /// Nobody came back in time, the journal is full without a reader, or the agent stops.
     Expired,
 }
 
@@ -104,7 +102,6 @@ impl Generation {
                 Happened::Written => self.written(),
                 Happened::Newcomer(newcomer) => self.attach(newcomer),
                 Happened::Gone(gone) => self.gone(gone),
-                Happened::Stopped => self.stopped(),
                 Happened::Expired => ControlFlow::Break(()),
             };
             if flow.is_break() {
@@ -129,7 +126,9 @@ impl Generation {
                     Some(newcomer) = self.registration.newcomers.recv() => {
                         Happened::Newcomer(newcomer)
                     }
-                    () = self.service.leaving().stopped() => Happened::Stopped,
+                    () = self.service.leaving().stopped(), if self.run.is_some() => {
+                        Happened::Expired
+                    }
                 };
                 self.account(began.elapsed());
                 happened
@@ -169,38 +168,23 @@ impl Generation {
         if self.client.is_some() || self.run.is_some() {
             return ControlFlow::Continue(());
         }
+        if self.service.stop().is_cancelled() {
+            return ControlFlow::Break(());
+        }
         let linger = Instant::now() + timeouts::FINISHED_GRACE;
         self.expires = Some(self.expires.map_or(linger, |grace| grace.max(linger)));
-        self.linger()
-    }
-
-    /// Whether to stay after the end, in case it did not arrive. Without, what was written is
-    /// still delivered, but cannot be asked for again.
-    fn linger(&self) -> ControlFlow<()> {
-        let crowded = self.service.generations().len() > self.service.config().generations;
-        let alone = self.client.is_none() && self.service.stop().is_cancelled();
-        if crowded || alone {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    }
-
-    fn stopped(&mut self) -> ControlFlow<()> {
-        if let Some(client) = self.client.take() {
-            client.reset(ErrorCode::Draining);
-        }
-        ControlFlow::Break(())
+        ControlFlow::Continue(())
     }
 
     fn written(&mut self) -> ControlFlow<()> {
         self.tape.batch.clear();
-        match &mut self.client {
-            Some(client) if self.run.is_none() => client.finish(),
-            _ => return ControlFlow::Continue(()),
+        if self.run.is_none()
+            && let Some(client) = &mut self.client
+        {
+            client.finish();
+            self.expires = Some(Instant::now() + timeouts::FINISHED_GRACE);
         }
-        self.expires = Some(Instant::now() + timeouts::FINISHED_GRACE);
-        self.linger()
+        ControlFlow::Continue(())
     }
 
     /// Replaces the client, if what it misses is still here.
@@ -227,9 +211,7 @@ impl Generation {
     }
 
     fn gone(&mut self, gone: Gone) -> ControlFlow<()> {
-        let Some(client) = self.client.take() else {
-            return ControlFlow::Break(());
-        };
+        let Some(client) = self.client.take() else { return ControlFlow::Break(()) };
         match gone {
             Gone::Delivered => return ControlFlow::Break(()),
             Gone::Cancelled => {
@@ -279,11 +261,7 @@ impl Tape {
                 }
             }
         }
-        if taken == 0 {
-            Poll::Pending
-        } else {
-            Poll::Ready(true)
-        }
+        if taken == 0 { Poll::Pending } else { Poll::Ready(true) }
     }
 
     /// Keeps `frame` and puts it into the batch, each if it is of use there. False if nobody
@@ -339,10 +317,7 @@ impl Tape {
         }
         if let Some(left) = leaving {
             let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-            self.batch.extend(
-                self.encoder
-                    .record(&GenFrame::Draining(Draining { deadline_ms })),
-            );
+            self.batch.extend(self.encoder.record(&GenFrame::Draining(Draining { deadline_ms })));
         }
         self.batch.extend(missing);
     }

@@ -47,14 +47,9 @@ pub(super) async fn serve(
             Ok::<(), watch::error::RecvError>(())
         };
         tokio::select! {
-            Ok(()) = changed => {}
+            changed = changed => if changed.is_err() { return client.finish() },
             gone = client.gone() => return end(client, gone),
-            () = service.leaving().stopped() => {
-                client.finish();
-                // Until it has arrived, or is of no use any more.
-                drop(tokio::time::timeout(timeouts::FINISHED_GRACE, client.gone()).await);
-                return;
-            }
+            () = service.leaving().stopped() => return client.finish(),
         }
     }
 }
@@ -82,11 +77,7 @@ impl News {
     /// The records that bring a watcher up to `snapshot`, and remembers that it has them.
     fn since(&mut self, snapshot: &Snapshot, now: Mono) -> Result<Vec<u8>, DecodeError> {
         let mut records = Vec::new();
-        for peer in snapshot
-            .peers
-            .iter()
-            .filter(|peer| peer.liveness != Liveness::Down)
-        {
+        for peer in snapshot.peers.iter().filter(|peer| peer.liveness != Liveness::Down) {
             let node = peer.advert.node;
             if self.told.get(&node).is_none_or(|told| told.is_old(peer)) {
                 self.told.insert(node, Told::now(peer));
@@ -119,11 +110,7 @@ impl News {
 
 impl Told {
     fn now(peer: &Peer) -> Self {
-        Told {
-            signed: Arc::clone(&peer.signed),
-            liveness: peer.liveness,
-            rtt: rtt(peer),
-        }
+        Told { signed: Arc::clone(&peer.signed), liveness: peer.liveness, rtt: rtt(peer) }
     }
 
     fn is_old(&self, peer: &Peer) -> bool {

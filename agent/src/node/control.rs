@@ -1,0 +1,283 @@
+//! What the local mesh API (`GET /unamesh/v1/status` and the others) asks of the node.
+
+use super::discovery::Sightings;
+use super::events::Events;
+use super::findings::Findings;
+use super::publish::{Identity, Phase, version};
+use super::table::TableHandle;
+use super::verify::Verifier;
+use crate::ca::Inviter;
+use crate::engine::registry::Registry;
+use crate::gateway::{Control, ControlError, InviteOptions};
+use crate::serve::Service;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
+use unamesh_client::clock;
+use unamesh_client::pool::Pool;
+use unamesh_proto::NodeId;
+use unamesh_proto::table::{Liveness, Peer};
+use unamesh_proto::wire::{NodeState, Role};
+
+/// The node, as its local API sees it.
+pub struct NodeControl {
+    /// Who.
+    pub identity: Arc<Identity>,
+    /// When it started.
+    pub started: Instant,
+    /// Where the gateway listens.
+    pub gateway: SocketAddr,
+    /// The gossip port.
+    pub swarm_port: u16,
+    /// The peers.
+    pub table: TableHandle,
+    /// Their connections.
+    pub pool: Arc<Pool>,
+    /// What was disbelieved.
+    pub verifier: Arc<Verifier>,
+    /// The engines.
+    pub registry: Arc<Registry>,
+    /// What runs.
+    pub service: Arc<Service>,
+    /// What happens.
+    pub events: Events,
+    /// What is wrong.
+    pub findings: Findings,
+    /// What was seen.
+    pub sightings: Arc<Sightings>,
+    /// Present where the CA is.
+    pub inviter: Option<Inviter>,
+    /// The node's state.
+    pub phase: watch::Sender<Phase>,
+}
+
+#[async_trait::async_trait]
+impl Control for NodeControl {
+    fn status(&self) -> Value {
+        let credentials = &self.identity.credentials;
+        let snapshot = Arc::clone(&self.table.snapshot().borrow());
+        let others = || {
+            snapshot
+                .peers
+                .iter()
+                .filter(|p| Some(p.advert.node) != snapshot.me)
+        };
+        let count = |l: Liveness| others().filter(|p| p.liveness == l).count();
+        let own = snapshot.get(&self.identity.life.node);
+        let addrs = own.map(|p| {
+            p.advert
+                .addrs
+                .iter()
+                .map(|a| a.socket())
+                .collect::<Vec<_>>()
+        });
+        let catalog = self.registry.catalog();
+        json!({
+            "node": self.identity.life.node,
+            "name": self.identity.name,
+            "version": version(),
+            "role": credentials.role,
+            "mesh": credentials.mesh.to_string(),
+            "mesh_name": credentials.mesh_name,
+            "state": self.phase.borrow().state,
+            "epoch": self.identity.life.epoch,
+            "pid": std::process::id(),
+            "uptime_s": self.started.elapsed().as_secs(),
+            "gateway": self.gateway,
+            "quic": self.identity.listen,
+            "swarm_port": self.swarm_port,
+            "addrs": addrs.unwrap_or_default(),
+            "can_invite": self.inviter.is_some(),
+            "peers": {
+                "alive": count(Liveness::Alive),
+                "suspect": count(Liveness::Suspect),
+                "down": count(Liveness::Down),
+            },
+            "engines": catalog.engines.len(),
+            "models": catalog.models.len(),
+            "active": self.service.active(),
+            "adverts": {
+                "merged": self.table.counters(),
+                "disbelieved": self.verifier.disbelieved(),
+            },
+            "mdns": {
+                "hints": self.sightings.hints.load(Ordering::Relaxed),
+                "other_meshes": self.sightings.foreign.load(Ordering::Relaxed),
+            },
+            "findings": self.findings.list(),
+        })
+    }
+
+    fn engines(&self) -> Value {
+        let catalog = self.registry.catalog();
+        let loads = self.service.load();
+        let engines = catalog.engines.iter().enumerate().map(|(at, engine)| {
+            let models = catalog
+                .models
+                .iter()
+                .filter(|m| usize::from(m.engine) == at);
+            let load = loads.get(at).copied().unwrap_or_default();
+            json!({
+                "name": engine.name,
+                "kind": engine.kind,
+                "health": engine.health,
+                "slots": engine.slots,
+                "busy": load.busy,
+                "queue": load.queue,
+                "models": models.map(|m| json!({
+                    "name": m.name,
+                    "kind": m.kind,
+                    "residency": m.residency,
+                    "context": m.context,
+                    "token_ids": m.token_ids,
+                    "stats": m.stats,
+                })).collect::<Vec<_>>(),
+            })
+        });
+        json!({ "engines": engines.collect::<Vec<_>>() })
+    }
+
+    fn events(&self) -> broadcast::Receiver<Arc<Value>> {
+        self.events.listen()
+    }
+
+    async fn ping(&self, node: Option<String>) -> Result<Value, ControlError> {
+        let snapshot = Arc::clone(&self.table.snapshot().borrow());
+        let me = self.identity.life.node;
+        let others = snapshot.peers.iter().filter(|p| p.advert.node != me);
+        let asked: Vec<&Arc<Peer>> = match &node {
+            None => others.collect(),
+            Some(wanted) => others
+                .filter(|p| is_named(&p.advert.node, &p.advert.name, wanted))
+                .collect(),
+        };
+        if let (Some(wanted), true) = (&node, asked.is_empty()) {
+            let names: Vec<&str> = snapshot
+                .peers
+                .iter()
+                .map(|p| p.advert.name.as_str())
+                .collect();
+            let text = format!(
+                "no peer is called {wanted:?}; there are: {}",
+                names.join(", ")
+            );
+            return Err(ControlError::not_found(text));
+        }
+        let peers = join_all(asked.into_iter().map(|peer| self.ping_peer(peer))).await;
+        Ok(json!({ "peers": peers }))
+    }
+
+    async fn invite(&self, options: InviteOptions) -> Result<Value, ControlError> {
+        let inviter = self.inviter.as_ref().ok_or_else(|| {
+            ControlError::conflict(
+                "this node cannot invite: only the one that ran `unamesh init` holds the CA of \
+                 the mesh. Run `unamesh invite` there",
+            )
+        })?;
+        if matches!(options.role, Role::Unknown(_)) {
+            return Err(ControlError::conflict(
+                "the role must be admin, agent or client",
+            ));
+        }
+        let invite = inviter
+            .invite(options.role, options.valid_for, options.uses)
+            .map_err(|e| ControlError::conflict(e.to_string()))?;
+        self.events.emit(
+            "invited",
+            json!({ "role": options.role, "uses": options.uses }),
+        );
+        Ok(json!({
+            "link": invite.to_string(),
+            "role": options.role,
+            "uses": options.uses,
+            "expires_ms": invite.expires.as_millis(),
+            "addrs": invite.addrs,
+        }))
+    }
+
+    async fn drain(&self, deadline: Duration) -> Result<Value, ControlError> {
+        let drained = begin_drain(&self.phase, &self.service, deadline);
+        if !drained {
+            return Err(ControlError::conflict("this agent is leaving already"));
+        }
+        self.events
+            .emit("draining", json!({ "deadline_ms": millis(deadline) }));
+        Ok(json!({
+            "state": NodeState::Draining,
+            "active": self.service.active(),
+            "deadline_ms": millis(deadline),
+        }))
+    }
+}
+
+impl NodeControl {
+    async fn ping_peer(&self, peer: &Peer) -> Value {
+        let node = peer.advert.node;
+        let paths = join_all(peer.paths.iter().map(|path| async move {
+            let probed = self.pool.probe_path(node, path.addr).await;
+            let sent = clock::wall();
+            let (rtt, skew, error) = match probed {
+                Ok((rtt, reply)) => {
+                    let theirs = i128::from(reply.wall_ms);
+                    let half = i128::try_from(rtt.as_millis() / 2).unwrap_or(0);
+                    let skew = theirs - (i128::from(sent.as_millis()) - half);
+                    (Some(rtt), i64::try_from(skew).ok(), None)
+                }
+                Err(e) => (None, None, Some(e.to_string())),
+            };
+            let path = json!({
+                "addr": path.addr,
+                "kind": path.kind,
+                "rtt_ms": rtt.map(|r| (r.as_secs_f64() * 1e6).round() / 1e3),
+                "error": error,
+            });
+            (path, skew)
+        }))
+        .await;
+        let skew = paths.iter().find_map(|(_, skew)| *skew);
+        json!({
+            "node": node,
+            "name": peer.advert.name,
+            "liveness": liveness(peer.liveness),
+            "clock_skew_ms": skew,
+            "paths": paths.into_iter().map(|(path, _)| path).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// From now on nothing new is taken; false if that was so before.
+pub fn begin_drain(phase: &watch::Sender<Phase>, service: &Service, deadline: Duration) -> bool {
+    let began = phase.send_if_modified(|phase| {
+        let up = phase.state == NodeState::Up;
+        if up {
+            *phase = Phase {
+                state: NodeState::Draining,
+                until: Some(Instant::now() + deadline),
+            };
+        }
+        up
+    });
+    service.drain(deadline);
+    began
+}
+
+fn is_named(node: &NodeId, name: &str, wanted: &str) -> bool {
+    name == wanted || (wanted.len() >= 4 && node.to_string().starts_with(&wanted.to_lowercase()))
+}
+
+fn liveness(liveness: Liveness) -> &'static str {
+    match liveness {
+        Liveness::Alive => "alive",
+        Liveness::Suspect => "suspect",
+        Liveness::Down => "down",
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,83 @@
+//! What serving needs of the mesh around it.
+
+use super::links::Met;
+use super::publish::Phase;
+use super::table::{Input, TableHandle};
+use super::verify::Verifier;
+use crate::serve::Hooks;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tracing::debug;
+use unamesh_client::endpoint::canonical;
+use unamesh_client::identity::Member;
+use unamesh_proto::NodeId;
+use unamesh_proto::table::Snapshot;
+use unamesh_proto::wire::{NodeState, SignedAdvert};
+
+/// The node, as its service sees it.
+pub struct NodeHooks {
+    /// Where news goes.
+    pub table: TableHandle,
+    /// Who decides what to believe.
+    pub verifier: Arc<Verifier>,
+    /// This node's newest word.
+    pub own: watch::Receiver<Arc<SignedAdvert>>,
+    /// With whom words were exchanged.
+    pub met: Met,
+    /// Its state.
+    pub phase: watch::Receiver<Phase>,
+}
+
+impl Hooks for NodeHooks {
+    fn connected(&self, member: Member, connection: quinn::Connection) {
+        // Nodes dial from the socket that they serve on, so that this is a candidate address
+        // (behind a NAT perhaps the only one).
+        if member.role.is_agent() {
+            self.table.tell(Input::Hint(
+                member.node,
+                canonical(connection.remote_address()),
+            ));
+        }
+    }
+
+    fn advert(&self) -> Arc<SignedAdvert> {
+        Arc::clone(&self.own.borrow())
+    }
+
+    fn received(&self, from: Member, signed: SignedAdvert, remote: SocketAddr) {
+        let Ok(advert) = self.verifier.open(&signed) else {
+            return;
+        };
+        if advert.node != from.node {
+            debug!(from = %from.node.short(), of = %advert.node.short(), "a relayed advert in an exchange");
+        }
+        if advert.state != NodeState::Left {
+            self.table.tell(Input::Hint(from.node, remote));
+        }
+        let direct = advert.node == from.node;
+        if direct {
+            // It gets our word as the answer.
+            self.met.note(from.node);
+        }
+        let (advert, signed) = (Box::new(advert), Box::new(signed));
+        self.table.tell(Input::Advert {
+            advert,
+            signed,
+            direct,
+        });
+    }
+
+    fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.table.snapshot()
+    }
+
+    fn state(&self) -> NodeState {
+        self.phase.borrow().state
+    }
+
+    fn is_revoked(&self, _node: &NodeId) -> bool {
+        // Revocation lists are part 4's; until then a certificate counts until it expires.
+        false
+    }
+}

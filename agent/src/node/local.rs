@@ -1,0 +1,43 @@
+//! How this agent's own client opens streams: in process at itself, over QUIC elsewhere.
+
+use crate::serve::Service;
+use std::sync::Arc;
+use unamesh_client::pool::QuicTransport;
+use unamesh_client::transport::{BoxFuture, FrameStream, LinkError, Open, Transport};
+use unamesh_proto::NodeId;
+use unamesh_proto::wire::{ErrorCode, WireError};
+
+/// The transport of an agent that serves itself.
+pub struct AgentTransport {
+    me: NodeId,
+    service: Arc<Service>,
+    quic: QuicTransport,
+}
+
+impl AgentTransport {
+    /// For the node `me`, whose engines `service` fronts.
+    pub fn new(me: NodeId, service: Arc<Service>, quic: QuicTransport) -> AgentTransport {
+        AgentTransport { me, service, quic }
+    }
+}
+
+impl Transport for AgentTransport {
+    fn open(&self, node: NodeId, open: Open) -> BoxFuture<Result<Box<dyn FrameStream>, LinkError>> {
+        if node != self.me {
+            return self.quic.open(node, open);
+        }
+        let opened = match open {
+            Open::Generate(request) => self.service.open_local(request),
+            // A local stream ends with its reader; there is never anything to go back to.
+            Open::Attach(_) => Err(LinkError::Refused(WireError::new(
+                ErrorCode::UnknownGeneration,
+                "a local generation cannot be attached to",
+            ))),
+        };
+        Box::pin(std::future::ready(opened))
+    }
+
+    fn warm(&self, nodes: &[NodeId]) {
+        self.quic.warm(nodes);
+    }
+}

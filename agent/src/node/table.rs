@@ -1,0 +1,216 @@
+//! The table's task: the one owner of [`Table`]. Everybody sends it [`Input`]s over a bounded
+//! channel and reads its [`Snapshot`] from a `watch`.
+//!
+//! Inputs that wait are taken in together before a snapshot is published, so that a burst (a
+//! start in a large mesh) costs one snapshot and not one an input.
+
+use super::events::Events;
+use super::links::Links;
+use super::verify::Verifier;
+use serde_json::json;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+use unamesh_client::clock;
+use unamesh_client::pool::PathReport;
+use unamesh_proto::NodeId;
+use unamesh_proto::table::{Counters, Merged, Snapshot, Table, TableEvent};
+use unamesh_proto::wire::{Advert, SignedAdvert};
+
+/// Inputs that may wait. A sender that finds it full waits, or drops what repeats itself.
+const QUEUE: usize = 1024;
+/// Inputs taken in before a snapshot goes out at the latest.
+const BATCH: usize = 128;
+
+/// What the table learns.
+#[derive(Debug)]
+pub enum Input {
+    /// This node's own newest word.
+    Own(Box<(Advert, SignedAdvert)>),
+    /// Another's, verified. `direct`: over its own connection.
+    Advert {
+        /// The word.
+        advert: Box<Advert>,
+        /// The same as signed.
+        signed: Box<SignedAdvert>,
+        /// Whether it came from the node itself.
+        direct: bool,
+    },
+    /// A candidate address.
+    Hint(NodeId, SocketAddr),
+}
+
+/// How the rest of the agent reaches the table. Cheap to clone.
+#[derive(Clone)]
+pub struct TableHandle {
+    inputs: mpsc::Sender<Input>,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    counters: Arc<Mutex<Counters>>,
+}
+
+impl TableHandle {
+    /// Tells the table; drops the input if the table is far behind (adverts and hints come
+    /// again).
+    pub fn tell(&self, input: Input) {
+        if self.inputs.try_send(input).is_err() {
+            debug!("the table is behind: an input was dropped");
+        }
+    }
+
+    /// The newest snapshot and those to come.
+    pub fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.clone()
+    }
+
+    /// What became of adverts so far.
+    pub fn counters(&self) -> Counters {
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The task, not started yet.
+pub struct TableTask {
+    table: Table,
+    inputs: mpsc::Receiver<Input>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    counters: Arc<Mutex<Counters>>,
+    events: Events,
+}
+
+/// A table of the node `me`: how to reach it, and the task to run.
+pub fn table(me: NodeId, events: Events) -> (TableHandle, TableTask) {
+    let table = Table::new(Some(me));
+    let (sender, inputs) = mpsc::channel(QUEUE);
+    let (snapshots, snapshot) = watch::channel(table.snapshot());
+    let counters = Arc::new(Mutex::new(Counters::default()));
+    let handle = TableHandle {
+        inputs: sender,
+        snapshot,
+        counters: Arc::clone(&counters),
+    };
+    (
+        handle,
+        TableTask {
+            table,
+            inputs,
+            snapshots,
+            counters,
+            events,
+        },
+    )
+}
+
+impl TableTask {
+    /// Runs until `stop`. `reports` come from the pool, `gossip` from the swarm. With a peer
+    /// that shows life for the first time, or again, adverts are exchanged over `links`: it
+    /// may not know us yet.
+    pub async fn run(
+        mut self,
+        mut reports: mpsc::Receiver<PathReport>,
+        mut gossip: mpsc::Receiver<(Advert, SignedAdvert)>,
+        verifier: Arc<Verifier>,
+        links: Arc<Links>,
+        stop: CancellationToken,
+    ) {
+        loop {
+            let wakeup = self.table.next_wakeup().map(clock::instant);
+            let sleep = async {
+                match wakeup {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(input) = self.inputs.recv() => self.take(input),
+                Some(report) = reports.recv() => self.report(report),
+                Some((advert, signed)) = gossip.recv() => self.merge(advert, signed, false),
+                () = sleep => {}
+            }
+            for _ in 0..BATCH {
+                let Ok(input) = self.inputs.try_recv() else {
+                    break;
+                };
+                self.take(input);
+            }
+            self.table.tick(clock::mono());
+            self.publish(&verifier, &links);
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Own(word) => {
+                let (advert, signed) = *word;
+                self.table.publish(advert, signed, clock::mono());
+            }
+            Input::Advert {
+                advert,
+                signed,
+                direct,
+            } => self.merge(*advert, *signed, direct),
+            Input::Hint(node, addr) => self.table.hint(node, addr, clock::mono()),
+        }
+    }
+
+    fn merge(&mut self, advert: Advert, signed: SignedAdvert, direct: bool) {
+        let (node, name) = (advert.node, advert.name.clone());
+        let merged = self
+            .table
+            .merge(advert, signed, direct, clock::mono(), clock::wall());
+        if merged == Merged::OutsideWindow {
+            info!(node = %node.short(), %name, "its clock is off by more than a day: ignored");
+        }
+    }
+
+    fn report(&mut self, report: PathReport) {
+        let now = clock::mono();
+        match report {
+            PathReport::Ok { node, addr, rtt } => self.table.probe_ok(node, addr, rtt, now),
+            PathReport::Failed { node, addr } => self.table.probe_failed(node, addr, now),
+        }
+    }
+
+    fn publish(&mut self, verifier: &Verifier, links: &Arc<Links>) {
+        // Names of those who left are in the last snapshot only.
+        let before = self.table.snapshot();
+        let after = self.table.changed();
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = self.table.counters();
+        if let Some(snapshot) = &after {
+            self.snapshots.send_replace(Arc::clone(snapshot));
+        }
+        while let Some(event) = self.table.poll() {
+            self.tell(event, &before, after.as_ref().unwrap_or(&before), verifier);
+            if let TableEvent::Joined(node) | TableEvent::Back(node) = event {
+                links.greet(node);
+            }
+        }
+    }
+
+    fn tell(&self, event: TableEvent, before: &Snapshot, now: &Snapshot, verifier: &Verifier) {
+        let (what, node) = match event {
+            TableEvent::Joined(node) => ("peer_joined", node),
+            TableEvent::Left(node) => ("peer_left", node),
+            TableEvent::Suspect(node) => ("peer_suspect", node),
+            TableEvent::Down(node) => ("peer_down", node),
+            TableEvent::Back(node) => ("peer_back", node),
+            TableEvent::Forgotten(node) => ("peer_forgotten", node),
+            TableEvent::Twin(_) => {
+                verifier.raise_twin("it publishes words that this one never said");
+                return;
+            }
+        };
+        let peer = now.get(&node).or_else(|| before.get(&node));
+        let name = peer.map(|p| p.advert.name.clone()).unwrap_or_default();
+        match event {
+            TableEvent::Suspect(_) | TableEvent::Forgotten(_) => {
+                debug!(node = %node.short(), %name, "{what}");
+            }
+            _ => info!(node = %node.short(), %name, "{what}"),
+        }
+        self.events
+            .emit(what, json!({ "node": node, "name": name }));
+    }
+}
