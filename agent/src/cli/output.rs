@@ -25,6 +25,8 @@ pub const PLAIN: Style = Style::new();
 pub struct Out {
     /// One JSON value instead of text.
     pub json: bool,
+    /// No colours anywhere.
+    pub plain: bool,
     /// Lines in tables, wrapping to the width of the terminal.
     pub rich: bool,
     stdout_color: ColorChoice,
@@ -44,6 +46,7 @@ impl Out {
         };
         Out {
             json,
+            plain,
             rich: std::io::stdout().is_terminal() && !plain && !dumb && !json,
             stdout_color: color(std::io::stdout().is_terminal()),
             stderr_color: color(std::io::stderr().is_terminal()),
@@ -55,6 +58,7 @@ impl Out {
     pub(super) fn piped() -> Self {
         Out {
             json: false,
+            plain: true,
             rich: false,
             stdout_color: ColorChoice::Never,
             stderr_color: ColorChoice::Never,

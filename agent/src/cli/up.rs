@@ -1,13 +1,24 @@
 //! `unamesh up`: the agent of this machine, until it is told to stop.
+//!
+//! SIGTERM, SIGINT (Ctrl-C) and SIGHUP (the terminal is closed) let it leave the mesh in
+//! order: running answers move to another machine or end, every peer is told. A second
+//! signal ends it at once.
 
 use super::args::UpArgs;
 use super::context::Context;
 use super::error::CliError;
 use super::logs;
+use super::output::{BOLD, DIM};
 use crate::config::{self, Config};
+use crate::node::{Agent, StartError};
+use crate::state::StateDir;
+use serde_json::json;
+use std::time::Duration;
 
 /// Makes TLS libraries write session secrets to a file: libp2p's honours it.
 const KEY_LOG: &str = "SSLKEYLOGFILE";
+/// Tasks that block (a disk, a driver) may take this long to notice the end.
+const LINGER: Duration = Duration::from_secs(1);
 
 pub(super) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
     if args.print_config {
@@ -15,8 +26,120 @@ pub(super) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
     }
     let config = Config::load(&context.sources(flags(args)?)?)?;
     without_key_log()?;
-    logs::init(&config.log, context.out.json)?;
-    Err(CliError::not_built("up"))
+    let state = context.state()?;
+    logs::init(&config.log, context.out.plain)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.runtime.workers)
+        .thread_name("unamesh")
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::new("runtime", format!("cannot start: {e}")))?;
+    let result = runtime.block_on(serve(context, config, state));
+    runtime.shutdown_timeout(LINGER);
+    result
+}
+
+async fn serve(context: &Context, config: Config, state: StateDir) -> Result<(), CliError> {
+    // Before anything is open, so that a signal during the start is not lost.
+    let mut stop = Stop::new()?;
+    let drain = config.serve.drain();
+    let starting = Box::pin(Agent::start(config, state));
+    let agent = tokio::select! {
+        agent = starting => agent.map_err(|e| refused(context, &e))?,
+        () = stop.signal() => return Err(CliError::interrupted()),
+    };
+    // Nobody reads our output: the agent runs all the same.
+    let _ = announce(context, &agent);
+    tokio::select! {
+        () = stop.signal() => {}
+        () = agent.drained() => {}
+    }
+    let leaving = Box::pin(agent.shutdown(drain));
+    tokio::select! {
+        () = leaving => Ok(()),
+        () = stop.signal() => Err(CliError::interrupted()),
+    }
+}
+
+/// One line for people, one object for programs that start an agent and wait for it.
+fn announce(context: &Context, agent: &Agent) -> Result<(), CliError> {
+    if context.out.json {
+        return context.out.value(&json!({
+            "node": agent.node(),
+            "gateway": agent.gateway(),
+            "quic": agent.quic(),
+            "pid": std::process::id(),
+        }));
+    }
+    context.out.line(&format!(
+        "{BOLD}up{BOLD:#}: http://{} {DIM}(OpenAI API: /v1; node {}, data udp {}; Ctrl-C ends){DIM:#}",
+        agent.gateway(),
+        agent.node().short(),
+        agent.quic(),
+    ))
+}
+
+fn refused(context: &Context, error: &StartError) -> CliError {
+    let failed = |code: &str| CliError::new(code, error.to_string());
+    match error {
+        StartError::State(error) => error.clone().into(),
+        StartError::Identity(_) => {
+            failed("not_paired").next(context.command("init")).next(context.command("join LINK"))
+        }
+        StartError::Role(_) => failed("role").next(context.command("chat")),
+        StartError::Gateway { .. } => failed("port_taken")
+            .next(context.command("up --gateway 127.0.0.1:0"))
+            .next(context.command("doctor")),
+        StartError::Endpoint(_) | StartError::Swarm(_) => failed("port_taken")
+            .next(context.command("up --listen [::]:0"))
+            .next(context.command("doctor")),
+        _ => failed("start").next(context.command("doctor")),
+    }
+}
+
+/// The signals that end an agent.
+#[cfg(unix)]
+struct Stop([tokio::signal::unix::Signal; 3]);
+
+#[cfg(unix)]
+impl Stop {
+    fn new() -> Result<Self, CliError> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let listen = |kind| {
+            signal(kind).map_err(|e| CliError::new("signals", format!("cannot listen for signals: {e}")))
+        };
+        Ok(Stop([
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn signal(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+#[cfg(not(unix))]
+struct Stop;
+
+#[cfg(not(unix))]
+impl Stop {
+    fn new() -> Result<Self, CliError> {
+        Ok(Stop)
+    }
+
+    async fn signal(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            // Without a handler the system ends us by itself.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// The flags as keys of the configuration.
