@@ -200,13 +200,14 @@ impl Table {
     /// As text with a line break at its end: for a terminal with a rule below the header and
     /// wrapped to its width, else plain columns of which each row is one line.
     pub fn render(&self, out: &Out) -> String {
-        use comfy_table::{CellAlignment, ContentArrangement, presets};
+        use comfy_table::{CellAlignment, ContentArrangement, TableComponent, presets};
         let mut table = comfy_table::Table::new();
+        table.load_preset(presets::NOTHING);
         if out.rich {
-            table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+            table.set_style(TableComponent::HeaderLines, '─');
+            table.set_style(TableComponent::MiddleHeaderIntersections, '─');
             table.set_content_arrangement(ContentArrangement::Dynamic);
         } else {
-            table.load_preset(presets::NOTHING);
             table.set_content_arrangement(ContentArrangement::Disabled);
         }
         match out.stdout_color {
@@ -219,6 +220,9 @@ impl Table {
                 row.iter()
                     .map(|c| styled(one_line(&c.text).as_str(), c.style)),
             );
+        }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
         }
         for at in &self.numbers {
             if let Some(column) = table.column_mut(*at) {

@@ -28,7 +28,15 @@ fn table(peers: &Value) -> Table {
         "HEARD",
     ])
     .numbers(&[3]);
-    for peer in peers.items() {
+    let mut peers: Vec<&Value> = peers.items().iter().collect();
+    // This machine first, the others by name.
+    peers.sort_by_key(|peer| {
+        (
+            peer.at("me").as_bool() != Some(true),
+            peer.at("name").text(),
+        )
+    });
+    for peer in peers {
         table.row(row(peer));
     }
     table
@@ -36,6 +44,7 @@ fn table(peers: &Value) -> Table {
 
 fn row(peer: &Value) -> Vec<Cell> {
     let me = peer.at("me").as_bool() == Some(true);
+    let down = peer.at("liveness").text() == "down";
     let path = peer.at("paths").items().first().unwrap_or(&Value::Null);
     let engines: Vec<String> = peer
         .at("engines")
@@ -58,7 +67,7 @@ fn row(peer: &Value) -> Vec<Cell> {
         cell(short(peer.at("node").text()), DIM),
         state(peer),
         match peer.at("rtt_ms").float() {
-            Some(rtt) if !me => ms(rtt).into(),
+            Some(rtt) if !me && !down => ms(rtt).into(),
             _ => "-".into(),
         },
         if me {

@@ -1,8 +1,8 @@
 //! `unamesh up`: the agent of this machine, until it is told to stop.
 //!
 //! SIGTERM, SIGINT (Ctrl-C) and SIGHUP (the terminal is closed) let it leave the mesh in
-//! order: running answers move to another machine or end, every peer is told. A second
-//! signal ends it at once.
+//! order: running answers move to another machine or end, every peer is told. Another signal
+//! after that ends it at once.
 
 use super::args::UpArgs;
 use super::context::Context;
@@ -17,6 +17,9 @@ use std::time::Duration;
 
 /// Makes TLS libraries write session secrets to a file: libp2p's honours it.
 const KEY_LOG: &str = "SSLKEYLOGFILE";
+/// Signals within this time of the first are the same wish: a supervisor tells the process
+/// and its group, a terminal sends SIGINT and SIGHUP.
+const ONE_WISH: Duration = Duration::from_millis(500);
 /// Tasks that block (a disk, a driver) may take this long to notice the end.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -55,9 +58,14 @@ async fn serve(context: &Context, config: Config, state: StateDir) -> Result<(),
         () = agent.drained() => {}
     }
     let leaving = Box::pin(agent.shutdown(drain));
+    let hurry = async {
+        tokio::time::sleep(ONE_WISH).await;
+        stop.forget();
+        stop.signal().await;
+    };
     tokio::select! {
         () = leaving => Ok(()),
-        () = stop.signal() => Err(CliError::interrupted()),
+        () = hurry => Err(CliError::interrupted()),
     }
 }
 
@@ -83,9 +91,9 @@ fn refused(context: &Context, error: &StartError) -> CliError {
     let failed = |code: &str| CliError::new(code, error.to_string());
     match error {
         StartError::State(error) => error.clone().into(),
-        StartError::Identity(_) => {
-            failed("not_paired").next(context.command("init")).next(context.command("join LINK"))
-        }
+        StartError::Identity(_) => failed("not_paired")
+            .next(context.command("init"))
+            .next(context.command("join LINK")),
         StartError::Role(_) => failed("role").next(context.command("chat")),
         StartError::Gateway { .. } => failed("port_taken")
             .next(context.command("up --gateway 127.0.0.1:0"))
@@ -106,13 +114,22 @@ impl Stop {
     fn new() -> Result<Self, CliError> {
         use tokio::signal::unix::{SignalKind, signal};
         let listen = |kind| {
-            signal(kind).map_err(|e| CliError::new("signals", format!("cannot listen for signals: {e}")))
+            signal(kind)
+                .map_err(|e| CliError::new("signals", format!("cannot listen for signals: {e}")))
         };
         Ok(Stop([
             listen(SignalKind::terminate())?,
             listen(SignalKind::interrupt())?,
             listen(SignalKind::hangup())?,
         ]))
+    }
+
+    /// Signals that came until now do not count.
+    fn forget(&mut self) {
+        use futures_util::FutureExt;
+        for signal in &mut self.0 {
+            while signal.recv().now_or_never().flatten().is_some() {}
+        }
     }
 
     async fn signal(&mut self) {
@@ -133,6 +150,8 @@ impl Stop {
     fn new() -> Result<Self, CliError> {
         Ok(Stop)
     }
+
+    fn forget(&mut self) {}
 
     async fn signal(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {

@@ -76,7 +76,9 @@ fn ranking(context: &Context, why: &Value) -> String {
 /// No machine can answer: name what is near, and why each refused.
 fn nobody(context: &Context, model: &str, why: &Value) -> CliError {
     let mut message = format!("no machine can answer for {model:?} now");
-    for one in why.at("rejected").items() {
+    // Those that merely do not have the model say nothing new.
+    let absent = |one: &&Value| one.at("reason").text().contains("does not have the model");
+    for one in why.at("rejected").items().iter().filter(|one| !absent(one)) {
         message.push_str(&format!(
             "\n  {}: {}",
             one.at("name").text(),

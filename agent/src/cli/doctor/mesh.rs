@@ -100,13 +100,9 @@ fn unreachable(peer: &Value, own_port: u16) -> Option<Finding> {
         return None;
     }
     let name = peer.at("name").text();
-    let tried: Vec<String> = paths
-        .iter()
-        .map(|p| format!("{}: {}", p.at("addr").text(), p.at("error").text()))
-        .collect();
-    let text = match tried.is_empty() {
-        true => format!("{name} does not answer, and no address of it is known"),
-        false => format!("{name} does not answer ({})", tried.join("; ")),
+    let text = match paths {
+        [] => format!("{name} does not answer, and no address of it is known"),
+        paths => format!("{name} does not answer ({})", tried(paths)),
     };
     let port = paths
         .first()
@@ -114,6 +110,22 @@ fn unreachable(peer: &Value, own_port: u16) -> Option<Finding> {
         .unwrap_or(own_port);
     let finding = Finding::warn("peers", text).fix(format!("on {name}: unamesh doctor"));
     Some(firewall(finding, port))
+}
+
+/// The addresses with what happened there; one reason for all is said once.
+fn tried(paths: &[Value]) -> String {
+    let addr = |p: &Value| p.at("addr").text().to_owned();
+    let error = |p: &Value| p.at("error").text().to_owned();
+    let first = paths.first().map(error).unwrap_or_default();
+    if paths.iter().all(|p| error(p) == first) {
+        let addrs: Vec<String> = paths.iter().map(addr).collect();
+        return format!("{first}: {}", addrs.join(", "));
+    }
+    let each: Vec<String> = paths
+        .iter()
+        .map(|p| format!("{}: {}", addr(p), error(p)))
+        .collect();
+    each.join("; ")
 }
 
 fn firewall(finding: Finding, port: u16) -> Finding {
@@ -186,7 +198,7 @@ mod tests {
         let finding = unreachable(&peer, 1).unwrap();
         assert_eq!(finding.level, Level::Warn);
         assert!(
-            finding.message.contains("10.0.0.2:4444: timed out"),
+            finding.message.contains("timed out: 10.0.0.2:4444"),
             "{}",
             finding.message
         );

@@ -107,7 +107,10 @@ pub(super) async fn run(context: &Context) -> Result<(), CliError> {
             mesh::check(context, local, &status, heard, &mut findings).await?;
         }
         Err(error) => {
-            findings.push(no_agent(error));
+            // That there is no mesh either is said already.
+            if error.code != "not_paired" {
+                findings.push(no_agent(error));
+            }
             multicast::check(mdns, &mut findings).await;
             machine::ports(context, &config, &mut findings).await;
             machine::engines(&config, &mut findings).await;
