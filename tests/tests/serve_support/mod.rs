@@ -155,7 +155,7 @@ impl Server {
 /// A member that asks.
 pub struct Caller {
     pub credentials: Credentials,
-    endpoint: quinn::Endpoint,
+    pub endpoint: quinn::Endpoint,
 }
 
 impl Caller {
