@@ -1,6 +1,11 @@
 //! Slots, the queue, `busy`, loads, draining, the way in for this agent itself.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code"
+)]
 
 mod serve_support;
 
@@ -18,8 +23,17 @@ use unamesh_tests::doubles::{EngineDouble, Script};
 /// A server with one slot and a queue of two, and a connection to it.
 async fn narrow() -> (Mesh, EngineDouble, Server, Caller, quinn::Connection) {
     let mesh = Mesh::new();
-    let double = EngineDouble::stepped("e", Script { slots: 1, ..Script::default() });
-    let config = ServeConfig { queue: 2, ..ServeConfig::default() };
+    let double = EngineDouble::stepped(
+        "e",
+        Script {
+            slots: 1,
+            ..Script::default()
+        },
+    );
+    let config = ServeConfig {
+        queue: 2,
+        ..ServeConfig::default()
+    };
     let server = Server::start(&mesh, &[&double], config).await;
     let caller = Caller::new(&mesh, Role::Client);
     let connection = caller.connect(&server).await;
@@ -42,7 +56,11 @@ async fn who_comes_first_is_served_first_and_too_many_are_told() {
         stream.accepted().await;
         streams.push(stream);
     }
-    let load = |busy, queue| EngineLoad { busy, queue, slots: 1 };
+    let load = |busy, queue| EngineLoad {
+        busy,
+        queue,
+        slots: 1,
+    };
     assert_eq!(server.service.load(), [load(1, 2)]);
     assert_eq!(**server.service.load_changes().borrow(), [load(1, 2)]);
 
@@ -53,7 +71,14 @@ async fn who_comes_first_is_served_first_and_too_many_are_told() {
 
     let [mut first, mut second, mut third]: [Answer; 3] = streams.try_into().ok().unwrap();
     let place = queued(&mut third).await;
-    assert_eq!(place, Progress { phase: Phase::Queued, done: 1, total: 2 });
+    assert_eq!(
+        place,
+        Progress {
+            phase: Phase::Queued,
+            done: 1,
+            total: 2
+        }
+    );
     assert_eq!(queued(&mut second).await.done, 0);
 
     // One token of the first, and only of the first.
@@ -61,7 +86,9 @@ async fn who_comes_first_is_served_first_and_too_many_are_told() {
     first.token().await;
     assert_eq!(double.seen().asked, 1);
     first.cancel();
-    timeout(PATIENCE, double.until(|seen| seen.asked == 2)).await.expect("the second is next");
+    timeout(PATIENCE, double.until(|seen| seen.asked == 2))
+        .await
+        .expect("the second is next");
     assert_eq!(server.service.load(), [load(1, 1)]);
     double.release();
     assert_eq!(second.rest(0).await.0, double.expected());
@@ -69,7 +96,10 @@ async fn who_comes_first_is_served_first_and_too_many_are_told() {
     assert_eq!(double.seen().peak, 1);
     let mut loads = server.service.load_changes();
     let idle = loads.wait_for(|loads| **loads == [load(0, 0)]);
-    timeout(PATIENCE, idle).await.expect("idle in the end").unwrap();
+    timeout(PATIENCE, idle)
+        .await
+        .expect("idle in the end")
+        .unwrap();
     server.shutdown().await;
 }
 
@@ -85,7 +115,10 @@ async fn who_gives_up_waiting_frees_the_place() {
     streams.remove(1).cancel();
     let mut loads = server.service.load_changes();
     let freed = loads.wait_for(|loads| loads[0].queue == 1);
-    timeout(PATIENCE, freed).await.expect("the place is free").unwrap();
+    timeout(PATIENCE, freed)
+        .await
+        .expect("the place is free")
+        .unwrap();
     assert_eq!(double.seen().asked, 1, "the engine never heard of it");
     let mut fourth = generate(&connection, &request()).await;
     fourth.accepted().await;
@@ -116,7 +149,9 @@ async fn more_slots_serve_more() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(grown.is_some(), "the new number of slots arrives");
-    timeout(PATIENCE, double.until(|seen| seen.running == 2)).await.expect("both run");
+    timeout(PATIENCE, double.until(|seen| seen.running == 2))
+        .await
+        .expect("both run");
     server.shutdown().await;
 }
 
@@ -140,7 +175,9 @@ async fn draining_finishes_what_runs_and_takes_nothing_new() {
     double.release();
     let (text, _) = running.rest(2).await;
     assert_eq!(answer(1, 2) + &text, double.expected());
-    timeout(PATIENCE, server.service.drained()).await.expect("nothing runs any more");
+    timeout(PATIENCE, server.service.drained())
+        .await
+        .expect("nothing runs any more");
     server.shutdown().await;
 }
 
@@ -152,7 +189,9 @@ async fn a_stop_ends_what_still_runs_with_a_reason() {
     running.accepted().await;
     waiting.accepted().await;
     server.service.drain(Duration::from_millis(50));
-    timeout(PATIENCE, server.service.drained()).await.expect("the deadline passes");
+    timeout(PATIENCE, server.service.drained())
+        .await
+        .expect("the deadline passes");
     assert_eq!(server.service.active(), 2);
     server.stop.cancel();
     for stream in [&mut running, &mut waiting] {
@@ -172,20 +211,32 @@ async fn a_stop_ends_what_still_runs_with_a_reason() {
 
 async fn next(stream: &mut Box<dyn FrameStream>) -> Option<GenFrame> {
     let frame = poll_fn(|cx| stream.poll_frame(cx));
-    timeout(PATIENCE, frame).await.expect("a frame comes in time").map(|frame| frame.unwrap())
+    timeout(PATIENCE, frame)
+        .await
+        .expect("a frame comes in time")
+        .map(|frame| frame.unwrap())
 }
 
 #[tokio::test]
 async fn this_agent_asks_itself_through_the_same_door() {
     let (_mesh, double, server, _caller, _connection) = narrow().await;
     let mut first = server.service.open_local(Arc::new(request())).unwrap();
-    assert!(matches!(next(&mut first).await, Some(GenFrame::Accepted(_))));
-    assert!(matches!(next(&mut first).await, Some(GenFrame::Progress(_))));
+    assert!(matches!(
+        next(&mut first).await,
+        Some(GenFrame::Accepted(_))
+    ));
+    assert!(matches!(
+        next(&mut first).await,
+        Some(GenFrame::Progress(_))
+    ));
     let mut others = Vec::new();
     for _ in 0..2 {
         others.push(server.service.open_local(Arc::new(request())).unwrap());
     }
-    assert!(matches!(next(&mut others[1]).await, Some(GenFrame::Accepted(_))));
+    assert!(matches!(
+        next(&mut others[1]).await,
+        Some(GenFrame::Accepted(_))
+    ));
     match next(&mut others[1]).await {
         Some(GenFrame::Progress(p)) => assert_eq!((p.phase, p.done), (Phase::Queued, 1)),
         other => panic!("expected Progress, got {other:?}"),

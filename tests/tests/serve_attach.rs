@@ -1,6 +1,11 @@
 //! Reattaching: a path dies without a word, and the generation goes on over another.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code"
+)]
 
 mod serve_support;
 
@@ -38,7 +43,14 @@ async fn broken(script: Script, config: ServeConfig, have: usize) -> Broken {
         stream.token().await;
     }
     relay.cut();
-    Broken { _mesh: mesh, double, server, caller, id, _dead: (connection, stream, relay) }
+    Broken {
+        _mesh: mesh,
+        double,
+        server,
+        caller,
+        id,
+        _dead: (connection, stream, relay),
+    }
 }
 
 #[tokio::test]
@@ -64,7 +76,9 @@ async fn it_goes_on_while_nobody_listens() {
     // The agent notices by the idle time-out, and the engine comes to its end meanwhile.
     tokio::time::sleep(unamesh_proto::timeouts::IDLE + Duration::from_millis(700)).await;
     b.double.release();
-    timeout(PATIENCE, b.double.until(|seen| seen.finished == 1)).await.expect("it goes on");
+    timeout(PATIENCE, b.double.until(|seen| seen.finished == 1))
+        .await
+        .expect("it goes on");
     let connection = b.caller.connect(&b.server).await;
     let mut stream = attach(&connection, b.id, 3).await;
     stream.accepted().await;
@@ -74,7 +88,15 @@ async fn it_goes_on_while_nobody_listens() {
 
 #[tokio::test]
 async fn the_end_that_did_not_arrive_comes_again() {
-    let b = broken(Script { tokens: 4, ..Script::default() }, ServeConfig::default(), 4).await;
+    let b = broken(
+        Script {
+            tokens: 4,
+            ..Script::default()
+        },
+        ServeConfig::default(),
+        4,
+    )
+    .await;
     b.double.release();
     b.double.until(|seen| seen.finished == 1).await;
     let connection = b.caller.connect(&b.server).await;
@@ -90,9 +112,14 @@ async fn the_end_that_did_not_arrive_comes_again() {
 #[tokio::test]
 async fn the_grace_time_ends() {
     let grace = Duration::from_millis(200);
-    let config = ServeConfig { grace, ..ServeConfig::default() };
+    let config = ServeConfig {
+        grace,
+        ..ServeConfig::default()
+    };
     let b = broken(Script::default(), config, 3).await;
-    timeout(PATIENCE, b.double.until(|seen| seen.dropped == 1)).await.expect("given up");
+    timeout(PATIENCE, b.double.until(|seen| seen.dropped == 1))
+        .await
+        .expect("given up");
     let connection = b.caller.connect(&b.server).await;
     let mut stream = attach(&connection, b.id, 3).await;
     assert_eq!(stream.refused().await, ErrorCode::UnknownGeneration);
@@ -129,7 +156,10 @@ async fn more_than_was_made_cannot_be_had() {
 
 #[tokio::test]
 async fn a_full_journal_lets_the_past_go() {
-    let config = ServeConfig { journal_bytes: 1000, ..ServeConfig::default() };
+    let config = ServeConfig {
+        journal_bytes: 1000,
+        ..ServeConfig::default()
+    };
     let b = broken(Script::default(), config, 20).await;
     let connection = b.caller.connect(&b.server).await;
     let mut beginning = attach(&connection, b.id, 0).await;
@@ -137,17 +167,33 @@ async fn a_full_journal_lets_the_past_go() {
     let mut recent = attach(&connection, b.id, 20).await;
     recent.accepted().await;
     b.double.release();
-    assert_eq!(answer(1, 20) + &recent.rest(20).await.0, b.double.expected());
+    assert_eq!(
+        answer(1, 20) + &recent.rest(20).await.0,
+        b.double.expected()
+    );
     b.server.shutdown().await;
 }
 
 #[tokio::test]
 async fn a_full_journal_without_a_reader_is_the_end() {
-    let config = ServeConfig { journal_bytes: 1000, ..ServeConfig::default() };
-    let b = broken(Script { tokens: 1000, ..Script::default() }, config, 3).await;
+    let config = ServeConfig {
+        journal_bytes: 1000,
+        ..ServeConfig::default()
+    };
+    let b = broken(
+        Script {
+            tokens: 1000,
+            ..Script::default()
+        },
+        config,
+        3,
+    )
+    .await;
     tokio::time::sleep(unamesh_proto::timeouts::IDLE + Duration::from_millis(700)).await;
     b.double.release();
-    timeout(PATIENCE, b.double.until(|seen| seen.dropped == 1)).await.expect("given up");
+    timeout(PATIENCE, b.double.until(|seen| seen.dropped == 1))
+        .await
+        .expect("given up");
     b.server.shutdown().await;
 }
 

@@ -1,6 +1,11 @@
 //! Generations over QUIC: frames, cancel, failures of the engine, slow readers, many at once.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code"
+)]
 
 mod serve_support;
 
@@ -29,11 +34,20 @@ async fn an_answer_arrives_whole() {
     let (_mesh, server, _caller, connection) = serve(&double).await;
     let mut stream = generate(&connection, &request()).await;
     let accepted = stream.accepted().await;
-    assert_eq!((accepted.engine, accepted.digest.as_str()), (0, "sha256:double"));
+    assert_eq!(
+        (accepted.engine, accepted.digest.as_str()),
+        (0, "sha256:double")
+    );
     let (text, done) = stream.rest(0).await;
     assert_eq!(text, double.expected());
     assert_eq!(done.finish, FinishReason::Stop);
-    assert_eq!(done.usage, Usage { prompt_tokens: 7, completion_tokens: 32 });
+    assert_eq!(
+        done.usage,
+        Usage {
+            prompt_tokens: 7,
+            completion_tokens: 32
+        }
+    );
     server.shutdown().await;
     assert_eq!(double.seen().finished, 1);
 }
@@ -48,10 +62,16 @@ async fn a_prefix_is_gone_on_from() {
     assert!(stream.accepted().await.exact);
     let (text, done) = stream.rest(10).await;
     assert_eq!(answer(1, 10) + &text, double.expected());
-    assert_eq!(done.usage.completion_tokens, 32, "the replayed part is included");
+    assert_eq!(
+        done.usage.completion_tokens, 32,
+        "the replayed part is included"
+    );
 
     // Without ids the seam is not exact, and the client is told before the first token.
-    resumed.prefix.iter_mut().for_each(|chunk| chunk.ids.clear());
+    resumed
+        .prefix
+        .iter_mut()
+        .for_each(|chunk| chunk.ids.clear());
     let mut stream = generate(&connection, &resumed).await;
     assert!(!stream.accepted().await.exact);
     stream.rest(10).await;
@@ -68,20 +88,29 @@ async fn a_cancel_reaches_the_engine() {
     reset.accepted().await;
     reset.token().await;
     reset.cancel();
-    timeout(PATIENCE, double.until(|seen| seen.dropped == 1)).await.expect("reset");
+    timeout(PATIENCE, double.until(|seen| seen.dropped == 1))
+        .await
+        .expect("reset");
 
     let mut stopped = generate(&connection, &request()).await;
     stopped.accepted().await;
     double.until(|seen| seen.running == 1).await;
-    let serve_support::Answer { writer: _writer, reader } = stopped;
+    let serve_support::Answer {
+        writer: _writer,
+        reader,
+    } = stopped;
     drop(reader);
-    timeout(PATIENCE, double.until(|seen| seen.dropped == 2)).await.expect("stop");
+    timeout(PATIENCE, double.until(|seen| seen.dropped == 2))
+        .await
+        .expect("stop");
 
     let mut closed = generate(&connection, &request()).await;
     closed.accepted().await;
     double.until(|seen| seen.running == 1).await;
     connection.close(0u32.into(), b"");
-    timeout(PATIENCE, double.until(|seen| seen.dropped == 3)).await.expect("close");
+    timeout(PATIENCE, double.until(|seen| seen.dropped == 3))
+        .await
+        .expect("close");
     server.shutdown().await;
 }
 
@@ -102,7 +131,10 @@ async fn a_finished_request_is_no_cancel() {
 async fn the_failures_of_an_engine_are_told() {
     let double = EngineDouble::new("e", Script::default());
     let (_mesh, server, _caller, connection) = serve(&double).await;
-    let broken = EngineError::Failed { engine: "e".to_owned(), reason: "HTTP 500".to_owned() };
+    let broken = EngineError::Failed {
+        engine: "e".to_owned(),
+        reason: "HTTP 500".to_owned(),
+    };
     for (failure, words) in [
         (Failure::Error(broken), "HTTP 500"),
         (Failure::EndEarly, "after 5 tokens"),
@@ -131,7 +163,11 @@ async fn the_failures_of_an_engine_are_told() {
 
 #[tokio::test]
 async fn a_silent_engine_is_no_silent_agent() {
-    let script = Script { hang_open: true, residency: Residency::OnDisk, ..Script::default() };
+    let script = Script {
+        hang_open: true,
+        residency: Residency::OnDisk,
+        ..Script::default()
+    };
     let double = EngineDouble::new("e", script);
     let (_mesh, server, _caller, connection) = serve(&double).await;
     let mut stream = generate(&connection, &request()).await;
@@ -143,23 +179,66 @@ async fn a_silent_engine_is_no_silent_agent() {
         }
     }
     stream.cancel();
-    timeout(PATIENCE, double.until(|seen| seen.dropped == 1)).await.expect("cancelled");
+    timeout(PATIENCE, double.until(|seen| seen.dropped == 1))
+        .await
+        .expect("cancelled");
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_an_engine_takes_is_measured() {
+    let delay = Duration::from_millis(10);
+    let script = Script {
+        first_delay: 5 * delay,
+        delay,
+        tokens: 10,
+        ..Script::default()
+    };
+    let double = EngineDouble::new("e", script);
+    let (_mesh, server, _caller, connection) = serve(&double).await;
+    let mut stream = generate(&connection, &request()).await;
+    stream.accepted().await;
+    stream.rest(0).await;
+    let mut catalog = server.registry.changes();
+    let measured = catalog.wait_for(|catalog| catalog.models[0].stats.samples > 0);
+    let stats = timeout(PATIENCE, measured)
+        .await
+        .expect("measured")
+        .unwrap()
+        .models[0]
+        .stats;
+    assert!((50.0..500.0).contains(&stats.ttft_ms), "{stats:?}");
+    assert!((10.0..100.0).contains(&stats.itl_ms), "{stats:?}");
     server.shutdown().await;
 }
 
 #[tokio::test]
 async fn a_reader_that_stalls_holds_the_engine_and_is_closed() {
     let tokens = 400_000;
-    let double = EngineDouble::new("e", Script { tokens, ..Script::default() });
+    let double = EngineDouble::new(
+        "e",
+        Script {
+            tokens,
+            ..Script::default()
+        },
+    );
     let mesh = Mesh::new();
     let reader_stall = Duration::from_millis(500);
-    let config = ServeConfig { reader_stall, ..ServeConfig::default() };
+    let config = ServeConfig {
+        reader_stall,
+        ..ServeConfig::default()
+    };
     let server = Server::start(&mesh, &[&double], config).await;
     let caller = Caller::new(&mesh, Role::Client);
     let connection = caller.connect(&server).await;
     let stream = generate(&connection, &request()).await;
-    let seen = timeout(PATIENCE, double.until(|seen| seen.dropped == 1)).await.expect("closed");
-    assert!(seen.tokens < u64::from(tokens), "the engine was held: {seen:?}");
+    let seen = timeout(PATIENCE, double.until(|seen| seen.dropped == 1))
+        .await
+        .expect("closed");
+    assert!(
+        seen.tokens < u64::from(tokens),
+        "the engine was held: {seen:?}"
+    );
     drop(stream);
     server.shutdown().await;
 }
@@ -167,7 +246,13 @@ async fn a_reader_that_stalls_holds_the_engine_and_is_closed() {
 #[tokio::test]
 async fn a_slow_reader_gets_everything() {
     let tokens = 100_000;
-    let double = EngineDouble::new("e", Script { tokens, ..Script::default() });
+    let double = EngineDouble::new(
+        "e",
+        Script {
+            tokens,
+            ..Script::default()
+        },
+    );
     let (_mesh, server, _caller, connection) = serve(&double).await;
     let mut stream = generate(&connection, &request()).await;
     stream.accepted().await;
@@ -179,7 +264,11 @@ async fn a_slow_reader_gets_everything() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_at_once() {
-    let script = Script { slots: 1000, tokens: 20, ..Script::default() };
+    let script = Script {
+        slots: 1000,
+        tokens: 20,
+        ..Script::default()
+    };
     let double = EngineDouble::stepped("e", script);
     let mesh = Mesh::new();
     let server = Server::start(&mesh, &[&double], ServeConfig::default()).await;
@@ -202,7 +291,9 @@ async fn a_thousand_at_once() {
         assert_eq!(server.service.active(), 1000);
         double.release();
     };
-    timeout(3 * PATIENCE, futures_util::future::join(all, together)).await.expect("all done");
+    timeout(3 * PATIENCE, futures_util::future::join(all, together))
+        .await
+        .expect("all done");
     assert_eq!(double.seen().finished, 1000);
     server.shutdown().await;
 }

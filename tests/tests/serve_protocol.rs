@@ -1,21 +1,28 @@
 //! Streams that are not a generation, members that may not, and bytes that are none of ours.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code"
+)]
 
 mod serve_support;
 
+use serve_support::relay::Relay;
 use serve_support::{
     Answer, Caller, Mesh, PATIENCE, Server, attach, generate, open, request, signed,
 };
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::timeout;
 use unamesh_agent::serve::ServeConfig;
 use unamesh_client::framing::{RecordReader, RecordWriter};
 use unamesh_proto::table::{Liveness, Path, Peer, Snapshot};
 use unamesh_proto::wire::{
-    Advert, ErrorCode, GenerateRequest, Hardware, NodeState, PathKind, PeerGone, PeerUpdate,
-    Probe, ProbeReply, Record, Role, SignedAdvert, SnapshotEnd, StreamHeader, StreamKind, VERSION,
+    Advert, ErrorCode, GenerateRequest, Hardware, NodeState, PathKind, PeerGone, PeerUpdate, Probe,
+    ProbeReply, Record, Role, SignedAdvert, SnapshotEnd, StreamHeader, StreamKind, VERSION,
     WireError, codec,
 };
 use unamesh_proto::{GenerationId, Mono, NodeId, limits};
@@ -34,7 +41,12 @@ async fn setup(role: Role) -> Setup {
     let server = Server::start(&mesh, &[&double], ServeConfig::default()).await;
     let caller = Caller::new(&mesh, role);
     let connection = caller.connect(&server).await;
-    Setup { mesh, server, _caller: caller, connection }
+    Setup {
+        mesh,
+        server,
+        _caller: caller,
+        connection,
+    }
 }
 
 /// Sends `bytes` as the beginning of a stream.
@@ -42,7 +54,10 @@ async fn send(connection: &quinn::Connection, bytes: &[u8]) -> Answer {
     let (mut send, recv) = connection.open_bi().await.unwrap();
     // The agent may refuse before everything is sent.
     let _ = send.write_all(bytes).await;
-    Answer { writer: RecordWriter::new(send), reader: RecordReader::new(recv) }
+    Answer {
+        writer: RecordWriter::new(send),
+        reader: RecordReader::new(recv),
+    }
 }
 
 fn header(version: u16, kind: StreamKind) -> Vec<u8> {
@@ -54,14 +69,22 @@ async fn refusal(connection: &quinn::Connection, bytes: &[u8]) -> WireError {
 }
 
 async fn expect<R: Record>(stream: &mut Answer) -> R {
-    timeout(PATIENCE, stream.reader.expect()).await.expect("it comes in time").unwrap()
+    timeout(PATIENCE, stream.reader.expect())
+        .await
+        .expect("it comes in time")
+        .unwrap()
 }
 
 #[tokio::test]
 async fn a_probe_is_answered() {
     let s = setup(Role::Client).await;
     for nonce in [1, u64::MAX] {
-        let mut stream = open(&s.connection, StreamKind::Probe, &Probe { nonce, wall_ms: 0 }).await;
+        let mut stream = open(
+            &s.connection,
+            StreamKind::Probe,
+            &Probe { nonce, wall_ms: 0 },
+        )
+        .await;
         let reply: ProbeReply = expect(&mut stream).await;
         assert_eq!((reply.nonce, reply.state), (nonce, NodeState::Up));
         assert!(reply.wall_ms > 0);
@@ -77,7 +100,10 @@ async fn an_exchange_hands_over_both_words() {
     assert_eq!(ours, signed(7));
     let received = s.server.hooks.received.lock().unwrap().clone();
     assert_eq!(received.len(), 1);
-    assert_eq!((received[0].0.role, &received[0].1), (Role::Agent, &signed(3)));
+    assert_eq!(
+        (received[0].0.role, &received[0].1),
+        (Role::Agent, &signed(3))
+    );
     s.server.shutdown().await;
 }
 
@@ -98,7 +124,11 @@ async fn versions_and_kinds_of_another_time_are_refused() {
         assert_eq!(error.code, ErrorCode::Unsupported);
         assert!(error.message.contains("update"), "{error}");
     }
-    for kind in [StreamKind::Embed, StreamKind::Admin, StreamKind::Unknown(77)] {
+    for kind in [
+        StreamKind::Embed,
+        StreamKind::Admin,
+        StreamKind::Unknown(77),
+    ] {
         let error = refusal(&s.connection, &header(VERSION, kind)).await;
         assert_eq!(error.code, ErrorCode::Unsupported, "{kind}");
     }
@@ -125,7 +155,10 @@ async fn oversize_and_malformed_records_end_their_stream_only() {
         bytes
     };
     for bytes in [large, huge, wrong, rubbish, long_header, vec![0xff; 64]] {
-        assert_eq!(refusal(&s.connection, &bytes).await.code, ErrorCode::Protocol);
+        assert_eq!(
+            refusal(&s.connection, &bytes).await.code,
+            ErrorCode::Protocol
+        );
     }
     // A stream that ends in the middle of its request.
     let mut cut = send(&s.connection, &header(VERSION, StreamKind::Generate)).await;
@@ -147,7 +180,10 @@ async fn bad_requests_name_their_field() {
     let mut hot = request();
     hot.sampling.top_p = Some(3.0);
     let error = generate(&s.connection, &hot).await.error().await;
-    assert_eq!((error.code, error.field.as_deref()), (ErrorCode::Invalid, Some("top_p")));
+    assert_eq!(
+        (error.code, error.field.as_deref()),
+        (ErrorCode::Invalid, Some("top_p"))
+    );
     let mut nobody = attach(&s.connection, GenerationId([9; 16]), 0).await;
     assert_eq!(nobody.refused().await, ErrorCode::UnknownGeneration);
     s.server.shutdown().await;
@@ -158,18 +194,39 @@ async fn another_mesh_and_removed_members_stay_outside() {
     let s = setup(Role::Client).await;
     let stranger = Caller::new(&Mesh::new(), Role::Admin);
     let outcome = match stranger.dial(s.server.node, s.server.addr).await {
-        Ok(connection) => timeout(PATIENCE, connection.closed()).await.expect("it is closed"),
+        Ok(connection) => timeout(PATIENCE, connection.closed())
+            .await
+            .expect("it is closed"),
         Err(error) => error,
     };
-    assert!(!matches!(outcome, quinn::ConnectionError::TimedOut), "{outcome}");
+    assert!(
+        !matches!(outcome, quinn::ConnectionError::TimedOut),
+        "{outcome}"
+    );
 
     let removed = Caller::new(&s.mesh, Role::Agent);
-    s.server.hooks.revoked.lock().unwrap().push(removed.credentials.node());
+    s.server
+        .hooks
+        .revoked
+        .lock()
+        .unwrap()
+        .push(removed.credentials.node());
     let connection = removed.connect(&s.server).await;
-    let outcome = timeout(PATIENCE, connection.closed()).await.expect("it is closed");
-    let quinn::ConnectionError::ApplicationClosed(close) = outcome else { panic!("{outcome}") };
-    assert_eq!(close.error_code, u32::from(ErrorCode::Forbidden.code()).into());
-    assert_eq!(*s.server.hooks.connected.borrow(), 1, "only the one of the set-up");
+    let outcome = timeout(PATIENCE, connection.closed())
+        .await
+        .expect("it is closed");
+    let quinn::ConnectionError::ApplicationClosed(close) = outcome else {
+        panic!("{outcome}")
+    };
+    assert_eq!(
+        close.error_code,
+        u32::from(ErrorCode::Forbidden.code()).into()
+    );
+    assert_eq!(
+        *s.server.hooks.connected.borrow(),
+        1,
+        "only the one of the set-up"
+    );
     s.server.shutdown().await;
 }
 
@@ -182,11 +239,18 @@ async fn one_peer_holds_a_few_connections() {
     for n in 1..=limits::MAX_CONNECTIONS_PER_PEER {
         open.push(caller.connect(&s.server).await);
         // The one of the set-up counts too.
-        timeout(PATIENCE, connected.wait_for(|c| *c > n)).await.expect("admitted").unwrap();
+        timeout(PATIENCE, connected.wait_for(|c| *c > n))
+            .await
+            .expect("admitted")
+            .unwrap();
     }
     let refused = caller.connect(&s.server).await;
-    let outcome = timeout(PATIENCE, refused.closed()).await.expect("it is closed");
-    let quinn::ConnectionError::ApplicationClosed(close) = outcome else { panic!("{outcome}") };
+    let outcome = timeout(PATIENCE, refused.closed())
+        .await
+        .expect("it is closed");
+    let quinn::ConnectionError::ApplicationClosed(close) = outcome else {
+        panic!("{outcome}")
+    };
     assert_eq!(close.error_code, u32::from(ErrorCode::Limit.code()).into());
 
     // A place that is given up can be taken.
@@ -194,7 +258,10 @@ async fn one_peer_holds_a_few_connections() {
     let admitted = async {
         loop {
             let connection = caller.connect(&s.server).await;
-            let probe = Probe { nonce: 1, wall_ms: 0 };
+            let probe = Probe {
+                nonce: 1,
+                wall_ms: 0,
+            };
             let opened = unamesh_client::framing::open(&connection, StreamKind::Probe, &probe);
             if let Ok((_writer, mut reader)) = opened.await
                 && reader.expect::<ProbeReply>().await.is_ok()
@@ -204,6 +271,34 @@ async fn one_peer_holds_a_few_connections() {
         }
     };
     timeout(PATIENCE, admitted).await.expect("admitted again");
+    s.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_handshakes_makes_addresses_prove_themselves() {
+    let s = setup(Role::Client).await;
+    // Dialers that never hear an answer, as forged addresses never do.
+    let dead_end = Relay::one_way(s.server.addr).await;
+    let flood = Caller::new(&s.mesh, Role::Client);
+    let knock = || flood.knock(s.server.node, dead_end.addr);
+    let knocking: Vec<_> = (0..2 * limits::MAX_UNPROVEN_HANDSHAKES)
+        .map(|_| knock())
+        .collect();
+    let asked = async {
+        loop {
+            let path = Relay::to(s.server.addr).await;
+            let honest = Caller::new(&s.mesh, Role::Client);
+            honest
+                .dial(s.server.node, path.addr)
+                .await
+                .expect("gets in all the same");
+            if path.retries.load(Ordering::Relaxed) > 0 {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, asked).await.expect("a Retry is sent");
+    drop(knocking);
     s.server.shutdown().await;
 }
 
@@ -242,7 +337,11 @@ fn peer(id: u8, seq: u64, liveness: Liveness, rtt_ms: u64) -> Arc<Peer> {
 }
 
 fn table(version: u64, peers: Vec<Arc<Peer>>) -> Arc<Snapshot> {
-    Arc::new(Snapshot { version, me: None, peers })
+    Arc::new(Snapshot {
+        version,
+        me: None,
+        peers,
+    })
 }
 
 #[tokio::test]
@@ -252,7 +351,11 @@ async fn the_table_is_watched() {
     let alive = Liveness::Alive;
     tables.send_replace(table(
         1,
-        vec![peer(1, 1, alive, 10), peer(2, 1, alive, 10), peer(3, 1, Liveness::Down, 10)],
+        vec![
+            peer(1, 1, alive, 10),
+            peer(2, 1, alive, 10),
+            peer(3, 1, Liveness::Down, 10),
+        ],
     ));
     let watch = header(VERSION, StreamKind::Watch);
     let mut stream = send(&s.connection, &watch).await;
@@ -268,12 +371,30 @@ async fn the_table_is_watched() {
     assert_eq!(update.advert.payload, 2u64.to_le_bytes());
     tables.send_replace(table(3, vec![peer(2, 2, alive, 10)]));
     let gone: PeerGone = expect(&mut stream).await;
-    assert_eq!(gone, PeerGone { node: NodeId([1; 32]), left: true });
+    assert_eq!(
+        gone,
+        PeerGone {
+            node: NodeId([1; 32]),
+            left: true
+        }
+    );
     tables.send_replace(table(4, vec![peer(2, 2, Liveness::Down, 10)]));
     let gone: PeerGone = expect(&mut stream).await;
-    assert_eq!(gone, PeerGone { node: NodeId([2; 32]), left: false });
+    assert_eq!(
+        gone,
+        PeerGone {
+            node: NodeId([2; 32]),
+            left: false
+        }
+    );
     tables.send_replace(table(5, vec![peer(2, 2, alive, 90)]));
     assert_eq!(expect::<PeerUpdate>(&mut stream).await.rtt_us, 90_000);
     s.server.shutdown().await;
-    assert!(timeout(PATIENCE, stream.reader.next()).await.expect("it ends").unwrap().is_none());
+    assert!(
+        timeout(PATIENCE, stream.reader.next())
+            .await
+            .expect("it ends")
+            .unwrap()
+            .is_none()
+    );
 }

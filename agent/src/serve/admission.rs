@@ -6,9 +6,9 @@
 //! and the time in which a place should get free: what a request took on this engine lately,
 //! over the number of slots.
 //!
-//! The catalog owns the number of slots and may change it at any time; a lane looks at it
-//! whenever somebody comes or goes. Every change is published as [`EngineLoad`]s in the order
-//! of the catalog's engines, for the adverts.
+//! The catalog owns the number of slots and may change it at any time; who holds a seat keeps
+//! it. Every change is published as [`EngineLoad`]s in the order of the catalog's engines, for
+//! the adverts.
 
 use crate::engine::registry::Registry;
 use futures_util::task::AtomicWaker;
@@ -63,7 +63,12 @@ impl Admission {
     /// All engines idle; each may have `queue` waiting requests.
     pub fn new(registry: Arc<Registry>, queue: usize) -> Arc<Self> {
         let loads = watch::Sender::new(Arc::from([]));
-        Arc::new(Admission { registry, queue, lanes: Mutex::default(), loads })
+        Arc::new(Admission {
+            registry,
+            queue,
+            lanes: Mutex::default(),
+            loads,
+        })
     }
 
     /// Takes a seat at the engine `index`, or a place in its queue.
@@ -77,17 +82,17 @@ impl Admission {
             let message = format!("this agent has no engine {index}");
             return Err(WireError::new(ErrorCode::Invalid, message).field("engine"));
         };
-        if lane.queue.is_empty() && lane.busy < lane.slots {
-            lane.busy += 1;
-            place.taken.store(true, Ordering::Release);
-        } else if lane.queue.len() < self.queue {
-            lane.queue.push_back(Arc::clone(&place));
-        } else {
+        if lane.busy >= lane.slots && lane.queue.len() >= self.queue {
             return Err(lane.full());
         }
-        self.publish(&lanes);
-        drop(lanes);
-        Ok(Seat { admission: Arc::clone(self), index, place, since: None })
+        lane.queue.push_back(Arc::clone(&place));
+        self.settle(lanes);
+        Ok(Seat {
+            admission: Arc::clone(self),
+            index,
+            place,
+            since: None,
+        })
     }
 
     /// The loads now, in the order of the catalog's engines.
@@ -103,31 +108,56 @@ impl Admission {
     /// Gives `place` back and seats whoever is next. `held`: how long it was taken.
     fn leave(&self, index: u16, place: &Arc<Place>, held: Option<Duration>) {
         let mut lanes = self.lock();
-        let Some(lane) = lanes.get_mut(usize::from(index)) else { return };
+        let Some(lane) = lanes.get_mut(usize::from(index)) else {
+            return;
+        };
         if place.taken.load(Ordering::Acquire) {
             lane.busy = lane.busy.saturating_sub(1);
             lane.observe(held);
         } else {
             lane.queue.retain(|waiting| !Arc::ptr_eq(waiting, place));
         }
-        let seated = lane.seat();
+        self.settle(lanes);
+    }
+
+    /// Follows the catalog: a slot more seats one who waits.
+    pub async fn follow(self: Arc<Self>) {
+        let mut catalog = self.registry.changes();
+        loop {
+            self.settle(self.lock());
+            if catalog.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Seats those who can be seated, tells them, and publishes the loads if they changed.
+    fn settle(&self, mut lanes: MutexGuard<'_, Vec<Lane>>) {
+        let mut seated = Vec::new();
+        for lane in lanes.iter_mut() {
+            lane.seat(&mut seated);
+        }
         self.publish(&lanes);
         drop(lanes);
-        for next in seated {
-            next.waker.wake();
+        for place in seated {
+            place.waker.wake();
         }
     }
 
     /// How many requests wait before `place`, and how many in all.
     fn ahead(&self, index: u16, place: &Arc<Place>) -> (u32, u32) {
         let lanes = self.lock();
-        let Some(lane) = lanes.get(usize::from(index)) else { return (0, 0) };
-        let at = lane.queue.iter().position(|waiting| Arc::ptr_eq(waiting, place));
+        let Some(lane) = lanes.get(usize::from(index)) else {
+            return (0, 0);
+        };
+        let at = lane
+            .queue
+            .iter()
+            .position(|waiting| Arc::ptr_eq(waiting, place));
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         (count(at.unwrap_or(0)), count(lane.queue.len()))
     }
 
-    /// Publishes the loads if they changed.
     fn publish(&self, lanes: &[Lane]) {
         let same = |loads: &[EngineLoad]| loads.iter().copied().eq(lanes.iter().map(Lane::load));
         self.loads.send_if_modified(|published| {
@@ -157,8 +187,7 @@ impl Admission {
 
 impl Lane {
     /// Seats as many of those who wait as there are free slots; they are to be woken.
-    fn seat(&mut self) -> Vec<Arc<Place>> {
-        let mut seated = Vec::new();
+    fn seat(&mut self, seated: &mut Vec<Arc<Place>>) {
         while self.busy < self.slots
             && let Some(next) = self.queue.pop_front()
         {
@@ -166,7 +195,6 @@ impl Lane {
             next.taken.store(true, Ordering::Release);
             seated.push(next);
         }
-        seated
     }
 
     fn observe(&mut self, held: Option<Duration>) {
@@ -179,12 +207,18 @@ impl Lane {
 
     fn load(&self) -> EngineLoad {
         let queue = u16::try_from(self.queue.len()).unwrap_or(u16::MAX);
-        EngineLoad { busy: self.busy, queue, slots: self.slots }
+        EngineLoad {
+            busy: self.busy,
+            queue,
+            slots: self.slots,
+        }
     }
 
     fn full(&self) -> WireError {
         let mean = self.takes.map(|takes| takes / u32::from(self.slots.max(1)));
-        let after = mean.unwrap_or(timeouts::BUSY_RETRY).max(timeouts::PROGRESS_EVERY);
+        let after = mean
+            .unwrap_or(timeouts::BUSY_RETRY)
+            .max(timeouts::PROGRESS_EVERY);
         let (busy, waiting) = (self.busy, self.queue.len());
         let message = format!("the engine is busy: it works on {busy} requests, {waiting} wait");
         WireError::new(ErrorCode::Busy, message).retry_after(after)

@@ -34,7 +34,11 @@ impl Client {
     /// say.
     pub fn new(connection: quinn::Connection, send: SendStream, reader: RecordReader) -> Self {
         let gone = Box::pin(gone(connection.clone(), send.stopped(), reader));
-        Client { connection, send, gone }
+        Client {
+            connection,
+            send,
+            gone,
+        }
     }
 
     /// Resolves when nobody listens any more. Must not be awaited again afterwards.

@@ -42,8 +42,16 @@ mod tests {
         let mut kept = Vec::new();
         for index in 0..2000_u32 {
             let text = "x".repeat((index as usize * 37) % 9000);
-            let chunk = Chunk { text, ids: vec![index], tokens: 1 };
-            let frame = GenFrame::Token(Token { index, chunk, extra: String::new() });
+            let chunk = Chunk {
+                text,
+                ids: vec![index],
+                tokens: 1,
+            };
+            let frame = GenFrame::Token(Token {
+                index,
+                chunk,
+                extra: String::new(),
+            });
             kept.push((encoder.record(&frame).unwrap(), frame));
         }
         for (bytes, frame) in kept {

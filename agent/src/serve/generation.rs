@@ -70,7 +70,9 @@ enum Happened {
     Newcomer(Newcomer),
     /// Nobody listens any more.
     Gone(Gone),
-    /// Nobody came back in time, the journal is full without a reader, or the agent stops.
+    /// The agent stops, and the client does not even read.
+    Stopped,
+    /// Nobody came back in time, or the journal is full without a reader.
     Expired,
 }
 
@@ -102,6 +104,7 @@ impl Generation {
                 Happened::Written => self.written(),
                 Happened::Newcomer(newcomer) => self.attach(newcomer),
                 Happened::Gone(gone) => self.gone(gone),
+                Happened::Stopped => self.stopped(),
                 Happened::Expired => ControlFlow::Break(()),
             };
             if flow.is_break() {
@@ -126,9 +129,7 @@ impl Generation {
                     Some(newcomer) = self.registration.newcomers.recv() => {
                         Happened::Newcomer(newcomer)
                     }
-                    () = self.service.leaving().stopped(), if self.run.is_some() => {
-                        Happened::Expired
-                    }
+                    () = self.service.leaving().stopped() => Happened::Stopped,
                 };
                 self.account(began.elapsed());
                 happened
@@ -168,23 +169,38 @@ impl Generation {
         if self.client.is_some() || self.run.is_some() {
             return ControlFlow::Continue(());
         }
-        if self.service.stop().is_cancelled() {
-            return ControlFlow::Break(());
-        }
         let linger = Instant::now() + timeouts::FINISHED_GRACE;
         self.expires = Some(self.expires.map_or(linger, |grace| grace.max(linger)));
-        ControlFlow::Continue(())
+        self.linger()
+    }
+
+    /// Whether to stay after the end, in case it did not arrive. Without, what was written is
+    /// still delivered, but cannot be asked for again.
+    fn linger(&self) -> ControlFlow<()> {
+        let crowded = self.service.generations().len() > self.service.config().generations;
+        let alone = self.client.is_none() && self.service.stop().is_cancelled();
+        if crowded || alone {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+
+    fn stopped(&mut self) -> ControlFlow<()> {
+        if let Some(client) = self.client.take() {
+            client.reset(ErrorCode::Draining);
+        }
+        ControlFlow::Break(())
     }
 
     fn written(&mut self) -> ControlFlow<()> {
         self.tape.batch.clear();
-        if self.run.is_none()
-            && let Some(client) = &mut self.client
-        {
-            client.finish();
-            self.expires = Some(Instant::now() + timeouts::FINISHED_GRACE);
+        match &mut self.client {
+            Some(client) if self.run.is_none() => client.finish(),
+            _ => return ControlFlow::Continue(()),
         }
-        ControlFlow::Continue(())
+        self.expires = Some(Instant::now() + timeouts::FINISHED_GRACE);
+        self.linger()
     }
 
     /// Replaces the client, if what it misses is still here.
@@ -211,7 +227,9 @@ impl Generation {
     }
 
     fn gone(&mut self, gone: Gone) -> ControlFlow<()> {
-        let Some(client) = self.client.take() else { return ControlFlow::Break(()) };
+        let Some(client) = self.client.take() else {
+            return ControlFlow::Break(());
+        };
         match gone {
             Gone::Delivered => return ControlFlow::Break(()),
             Gone::Cancelled => {
@@ -261,7 +279,11 @@ impl Tape {
                 }
             }
         }
-        if taken == 0 { Poll::Pending } else { Poll::Ready(true) }
+        if taken == 0 {
+            Poll::Pending
+        } else {
+            Poll::Ready(true)
+        }
     }
 
     /// Keeps `frame` and puts it into the batch, each if it is of use there. False if nobody
@@ -317,7 +339,10 @@ impl Tape {
         }
         if let Some(left) = leaving {
             let deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-            self.batch.extend(self.encoder.record(&GenFrame::Draining(Draining { deadline_ms })));
+            self.batch.extend(
+                self.encoder
+                    .record(&GenFrame::Draining(Draining { deadline_ms })),
+            );
         }
         self.batch.extend(missing);
     }

@@ -41,7 +41,16 @@ impl Generations {
     pub fn register(self: &Arc<Self>, id: GenerationId, owner: NodeId) -> Registration {
         let (attach, newcomers) = mpsc::channel(ATTACHING);
         self.lock().insert(id, Entry { owner, attach });
-        Registration { generations: Arc::clone(self), id, newcomers }
+        Registration {
+            generations: Arc::clone(self),
+            id,
+            newcomers,
+        }
+    }
+
+    /// How many there are, those that linger included.
+    pub fn len(&self) -> usize {
+        self.lock().len()
     }
 
     /// Hands `newcomer` over to the generation `id`.

@@ -21,12 +21,20 @@ pub(super) struct Budget {
 impl Budget {
     /// `total` bytes, of which one journal may use `each`.
     pub fn new(total: usize, each: usize) -> Arc<Self> {
-        Arc::new(Budget { used: AtomicUsize::new(0), total, each })
+        Arc::new(Budget {
+            used: AtomicUsize::new(0),
+            total,
+            each,
+        })
     }
 
     /// A journal within this budget.
     pub fn journal(self: &Arc<Self>) -> Kept {
-        Kept { journal: Journal::new(self.each), counted: 0, budget: Arc::clone(self) }
+        Kept {
+            journal: Journal::new(self.each),
+            counted: 0,
+            budget: Arc::clone(self),
+        }
     }
 
     /// Bytes in use.

@@ -18,7 +18,11 @@ pub(super) struct Leaving {
 impl Leaving {
     /// Not leaving; `stop` will say when it is over.
     pub fn new(stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Leaving { deadline: Mutex::default(), draining: CancellationToken::new(), stop })
+        Arc::new(Leaving {
+            deadline: Mutex::default(),
+            draining: CancellationToken::new(),
+            stop,
+        })
     }
 
     /// From now on draining, for `long` at most; a later call can only shorten it.
@@ -67,7 +71,9 @@ impl Watcher {
 
     /// Ready once, when draining begins: how much longer this agent stays.
     pub fn poll_draining(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
-        let Some(draining) = &mut self.draining else { return Poll::Pending };
+        let Some(draining) = &mut self.draining else {
+            return Poll::Pending;
+        };
         ready!(draining.as_mut().poll(cx));
         self.draining = None;
         Poll::Ready(self.leaving.left().unwrap_or_default())

@@ -73,12 +73,16 @@ impl Listener {
             return;
         };
         let listener = Arc::clone(self);
-        self.service.tasks().spawn(listener.connection(incoming, place));
+        self.service
+            .tasks()
+            .spawn(listener.connection(incoming, place));
     }
 
     async fn connection(self: Arc<Self>, incoming: Incoming, _place: OwnedSemaphorePermit) {
         let remote = canonical(incoming.remote_address());
-        let Some(connection) = self.shake_hands(incoming).await else { return };
+        let Some(connection) = self.shake_hands(incoming).await else {
+            return;
+        };
         let guest = match self.admit(&connection) {
             Ok(guest) => Arc::new(guest),
             Err((code, reason)) => {
@@ -124,21 +128,29 @@ impl Listener {
     }
 
     /// Who is there, and whether there is room.
-    fn admit(
-        self: &Arc<Self>,
-        connection: &Connection,
-    ) -> Result<Guest, (ErrorCode, String)> {
-        let member = member_of(connection, &self.ca)
-            .map_err(|e| (ErrorCode::Forbidden, e.to_string()))?;
+    fn admit(self: &Arc<Self>, connection: &Connection) -> Result<Guest, (ErrorCode, String)> {
+        let member =
+            member_of(connection, &self.ca).map_err(|e| (ErrorCode::Forbidden, e.to_string()))?;
         if self.hooks.is_revoked(&member.node) {
-            return Err((ErrorCode::Forbidden, "this node was removed from the mesh".to_owned()));
+            return Err((
+                ErrorCode::Forbidden,
+                "this node was removed from the mesh".to_owned(),
+            ));
         }
         let reads = self.enter(member.node).ok_or_else(|| {
             let most = limits::MAX_CONNECTIONS_PER_PEER;
-            (ErrorCode::Limit, format!("a node may hold {most} connections"))
+            (
+                ErrorCode::Limit,
+                format!("a node may hold {most} connections"),
+            )
         })?;
         let (listener, connection) = (Arc::clone(self), connection.clone());
-        Ok(Guest { listener, member, connection, reads })
+        Ok(Guest {
+            listener,
+            member,
+            connection,
+            reads,
+        })
     }
 
     fn enter(&self, node: NodeId) -> Option<Arc<Semaphore>> {

@@ -79,6 +79,8 @@ impl Service {
         ca: Vec<u8>,
         hooks: Arc<dyn Hooks>,
     ) {
-        listener::Listener::new(self, ca, hooks).listen(endpoint).await;
+        listener::Listener::new(self, ca, hooks)
+            .listen(endpoint)
+            .await;
     }
 }

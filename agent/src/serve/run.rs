@@ -79,7 +79,10 @@ impl Run {
         seat: Seat,
         active: Active,
     ) -> Self {
-        let whole_ids = request.prefix.iter().all(|c| c.text.is_empty() || !c.ids.is_empty());
+        let whole_ids = request
+            .prefix
+            .iter()
+            .all(|c| c.text.is_empty() || !c.ids.is_empty());
         Run {
             id: GenerationId(rand::random()),
             exact: picked.model.token_ids && whole_ids,
@@ -87,7 +90,11 @@ impl Run {
             stage: Stage::Waiting,
             seat: Some(seat),
             next: u32::try_from(request.prefix.len()).unwrap_or(u32::MAX),
-            doing: Progress { phase: opening_phase(picked.model.residency), done: 0, total: 0 },
+            doing: Progress {
+                phase: opening_phase(picked.model.residency),
+                done: 0,
+                total: 0,
+            },
             quiet: Quiet::new(),
             leaving: service.leaving().watch(),
             meter: Meter::new(&request, picked.model.residency),
@@ -111,6 +118,7 @@ impl Run {
         let frame = ready!(self.poll_any(cx));
         self.quiet.broken();
         if frame.is_terminal() {
+            self.note(&frame);
             self.close();
         }
         Poll::Ready(Some(frame))
@@ -222,10 +230,18 @@ impl Run {
             return failed(ErrorCode::EngineFailed, message);
         }
         self.meter.token(chunk.tokens);
-        self.doing = Progress { phase: Phase::Generating, done: self.meter.tokens(), total: 0 };
+        self.doing = Progress {
+            phase: Phase::Generating,
+            done: self.meter.tokens(),
+            total: 0,
+        };
         let index = self.next;
         self.next += 1;
-        GenFrame::Token(Token { index, chunk, extra })
+        GenFrame::Token(Token {
+            index,
+            chunk,
+            extra,
+        })
     }
 
     fn done(&mut self, finish: FinishReason, mut usage: Usage) -> GenFrame {
@@ -235,7 +251,11 @@ impl Run {
         }
         let replayed = self.request.prefix.iter().map(|chunk| chunk.tokens);
         usage.completion_tokens = replayed.fold(usage.completion_tokens, u32::saturating_add);
-        GenFrame::Done(Done { finish, usage, frames: self.next })
+        GenFrame::Done(Done {
+            finish,
+            usage,
+            frames: self.next,
+        })
     }
 
     fn ended_early(&self) -> GenFrame {
@@ -260,9 +280,23 @@ impl Run {
         match (&self.stage, &self.seat) {
             (Stage::Waiting, Some(seat)) => {
                 let (done, total) = seat.ahead();
-                Progress { phase: Phase::Queued, done, total }
+                Progress {
+                    phase: Phase::Queued,
+                    done,
+                    total,
+                }
             }
             _ => self.doing,
+        }
+    }
+
+    fn note(&self, end: &GenFrame) {
+        let (engine, model) = (self.picked.engine.name(), &self.picked.model.name);
+        match end {
+            GenFrame::Error(error) if error.code.is_failure() => {
+                tracing::warn!(engine, model, tokens = self.meter.tokens(), %error, "failed");
+            }
+            _ => tracing::debug!(engine, model, tokens = self.meter.tokens(), "ended"),
         }
     }
 

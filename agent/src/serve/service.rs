@@ -70,8 +70,11 @@ impl Service {
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Arc<Self> {
+        let admission = Admission::new(Arc::clone(&registry), config.queue);
+        let follow = Arc::clone(&admission).follow();
+        tasks.spawn(stop.clone().run_until_cancelled_owned(follow));
         Arc::new(Service {
-            admission: Admission::new(Arc::clone(&registry), config.queue),
+            admission,
             registry,
             config,
             generations: Generations::new(),
@@ -198,6 +201,8 @@ pub(super) struct Active(Arc<Service>);
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.active.send_modify(|active| *active = active.saturating_sub(1));
+        self.0
+            .active
+            .send_modify(|active| *active = active.saturating_sub(1));
     }
 }

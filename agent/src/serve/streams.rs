@@ -9,6 +9,7 @@ use super::listener::{Guest, Listener};
 use super::watch;
 use quinn::{RecvStream, SendStream};
 use std::sync::Arc;
+use tracing::Instrument;
 use unamesh_client::clock;
 use unamesh_client::endpoint::canonical;
 use unamesh_client::framing::{ReadError, RecordReader, RecordWriter};
@@ -43,7 +44,16 @@ pub(super) async fn serve(
         Ok(Opening::Probe(probe)) => {
             let state = listener.hooks.state();
             let wall_ms = clock::wall().as_millis();
-            reply(&service, send, &ProbeReply { nonce: probe.nonce, wall_ms, state }).await;
+            reply(
+                &service,
+                send,
+                &ProbeReply {
+                    nonce: probe.nonce,
+                    wall_ms,
+                    state,
+                },
+            )
+            .await;
         }
         Ok(Opening::Exchange(theirs)) => {
             let ours = listener.hooks.advert();
@@ -108,7 +118,9 @@ async fn generate(
     };
     let client = Client::new(guest.connection.clone(), send, reader);
     let owner = guest.member.node;
-    Box::pin(Generation::new(service, run, client, owner, first).serve()).await;
+    let span = tracing::debug_span!("generation", id = ?run.id(), peer = owner.short());
+    let generation = Generation::new(service, run, client, owner, first);
+    Box::pin(generation.serve().instrument(span)).await;
 }
 
 /// Hands the stream over to the task of the generation.
@@ -120,11 +132,19 @@ async fn attach(
     reader: RecordReader,
 ) {
     let client = Client::new(guest.connection.clone(), send, reader);
-    let newcomer = Newcomer { client, have: request.have };
-    let handed = service.generations().attach(request.generation, guest.member.node, newcomer);
+    let newcomer = Newcomer {
+        client,
+        have: request.have,
+    };
+    let handed = service
+        .generations()
+        .attach(request.generation, guest.member.node, newcomer);
     if let Err(refused) = handed {
         let (newcomer, error) = *refused;
-        newcomer.client.refuse(error, service.config().reader_stall).await;
+        newcomer
+            .client
+            .refuse(error, service.config().reader_stall)
+            .await;
     }
 }
 

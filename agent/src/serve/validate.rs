@@ -93,15 +93,27 @@ mod tests {
     fn names_the_field_to_blame() {
         assert_eq!(blamed(|_| ()), None);
         assert_eq!(blamed(|r| r.model.clear()), Some("model".to_owned()));
-        assert_eq!(blamed(|r| r.model = "m".repeat(257)), Some("model".to_owned()));
-        assert_eq!(blamed(|r| r.kind = InputKind::Unknown(7)), Some("kind".to_owned()));
+        assert_eq!(
+            blamed(|r| r.model = "m".repeat(257)),
+            Some("model".to_owned())
+        );
+        assert_eq!(
+            blamed(|r| r.kind = InputKind::Unknown(7)),
+            Some("kind".to_owned())
+        );
         let bad = [f32::NAN, f32::INFINITY, -0.5];
         for value in bad {
             let field = blamed(|r| r.sampling.temperature = Some(value));
             assert_eq!(field, Some("temperature".to_owned()), "{value}");
         }
-        assert_eq!(blamed(|r| r.sampling.top_p = Some(1.5)), Some("top_p".to_owned()));
-        assert_eq!(blamed(|r| r.sampling.max_tokens = Some(u32::MAX)), Some("max_tokens".to_owned()));
+        assert_eq!(
+            blamed(|r| r.sampling.top_p = Some(1.5)),
+            Some("top_p".to_owned())
+        );
+        assert_eq!(
+            blamed(|r| r.sampling.max_tokens = Some(u32::MAX)),
+            Some("max_tokens".to_owned())
+        );
         assert_eq!(
             blamed(|r| r.sampling.stop = vec![String::new(); 17]),
             Some("stop".to_owned())

@@ -47,9 +47,14 @@ pub(super) async fn serve(
             Ok::<(), watch::error::RecvError>(())
         };
         tokio::select! {
-            changed = changed => if changed.is_err() { return client.finish() },
+            Ok(()) = changed => {}
             gone = client.gone() => return end(client, gone),
-            () = service.leaving().stopped() => return client.finish(),
+            () = service.leaving().stopped() => {
+                client.finish();
+                // Until it has arrived, or is of no use any more.
+                drop(tokio::time::timeout(timeouts::FINISHED_GRACE, client.gone()).await);
+                return;
+            }
         }
     }
 }
@@ -77,7 +82,11 @@ impl News {
     /// The records that bring a watcher up to `snapshot`, and remembers that it has them.
     fn since(&mut self, snapshot: &Snapshot, now: Mono) -> Result<Vec<u8>, DecodeError> {
         let mut records = Vec::new();
-        for peer in snapshot.peers.iter().filter(|peer| peer.liveness != Liveness::Down) {
+        for peer in snapshot
+            .peers
+            .iter()
+            .filter(|peer| peer.liveness != Liveness::Down)
+        {
             let node = peer.advert.node;
             if self.told.get(&node).is_none_or(|told| told.is_old(peer)) {
                 self.told.insert(node, Told::now(peer));
@@ -110,7 +119,11 @@ impl News {
 
 impl Told {
     fn now(peer: &Peer) -> Self {
-        Told { signed: Arc::clone(&peer.signed), liveness: peer.liveness, rtt: rtt(peer) }
+        Told {
+            signed: Arc::clone(&peer.signed),
+            liveness: peer.liveness,
+            rtt: rtt(peer),
+        }
     }
 
     fn is_old(&self, peer: &Peer) -> bool {

@@ -47,7 +47,10 @@ impl Mesh {
 
     pub fn member(&self, role: Role) -> Credentials {
         let key = NodeKey::generate();
-        let certificate = self.ca.issue(key.id(), role, "test", clock::wall()).unwrap();
+        let certificate = self
+            .ca
+            .issue(key.id(), role, "test", clock::wall())
+            .unwrap();
         let ca = self.ca.certificate().to_vec();
         Credentials::new(key, certificate, ca, "test".to_owned()).unwrap()
     }
@@ -90,7 +93,11 @@ impl Hooks for TestHooks {
 
 /// An advert that nobody opens.
 pub fn signed(mark: u8) -> SignedAdvert {
-    SignedAdvert { certificate: vec![mark], payload: vec![mark; 3], signature: [mark; 64] }
+    SignedAdvert {
+        certificate: vec![mark],
+        payload: vec![mark; 3],
+        signature: [mark; 64],
+    }
 }
 
 /// A serving agent.
@@ -98,6 +105,7 @@ pub struct Server {
     pub node: NodeId,
     pub addr: SocketAddr,
     pub service: Arc<Service>,
+    pub registry: Arc<Registry>,
     pub hooks: Arc<TestHooks>,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
@@ -109,15 +117,20 @@ impl Server {
     pub async fn start(mesh: &Mesh, engines: &[&EngineDouble], config: ServeConfig) -> Self {
         let credentials = mesh.member(Role::Agent);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let engines: Vec<Arc<dyn Engine>> =
-            engines.iter().map(|&e| Arc::new(e.clone()) as Arc<dyn Engine>).collect();
+        let engines: Vec<Arc<dyn Engine>> = engines
+            .iter()
+            .map(|&e| Arc::new(e.clone()) as Arc<dyn Engine>)
+            .collect();
         let wanted = engines.len();
         let speeds = SpeedStore::in_memory();
         let registry = Registry::start(engines, false, speeds, tasks.clone(), stop.clone());
         let mut catalog = registry.changes();
         let known = catalog.wait_for(|c| c.engines.len() == wanted && c.models.len() >= wanted);
-        timeout(PATIENCE, known).await.expect("the engines are described").unwrap();
-        let service = Service::new(registry, config, tasks.clone(), stop.clone());
+        timeout(PATIENCE, known)
+            .await
+            .expect("the engines are described")
+            .unwrap();
+        let service = Service::new(Arc::clone(&registry), config, tasks.clone(), stop.clone());
         let hooks = Arc::new(TestHooks {
             table: watch::Sender::default(),
             advert: signed(7),
@@ -135,6 +148,7 @@ impl Server {
             node: credentials.node(),
             addr: endpoint.local_addr().unwrap(),
             service,
+            registry,
             hooks,
             tasks,
             stop,
@@ -146,7 +160,9 @@ impl Server {
     pub async fn shutdown(self) {
         self.stop.cancel();
         self.tasks.close();
-        timeout(PATIENCE, self.tasks.wait()).await.expect("every task ends");
+        timeout(PATIENCE, self.tasks.wait())
+            .await
+            .expect("every task ends");
         self.endpoint.close(0u32.into(), b"");
         assert_eq!(self.service.active(), 0);
     }
@@ -165,11 +181,19 @@ impl Caller {
 
     pub fn with(credentials: Credentials) -> Self {
         let endpoint = bind(&credentials, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        Caller { credentials, endpoint }
+        Caller {
+            credentials,
+            endpoint,
+        }
     }
 
     pub async fn connect(&self, server: &Server) -> quinn::Connection {
         self.dial(server.node, server.addr).await.unwrap()
+    }
+
+    /// Begins to dial, and does not wait for the outcome.
+    pub fn knock(&self, node: NodeId, addr: SocketAddr) -> quinn::Connecting {
+        self.endpoint.connect(addr, &node.dns_name()).unwrap()
     }
 
     pub async fn dial(
@@ -177,8 +201,9 @@ impl Caller {
         node: NodeId,
         addr: SocketAddr,
     ) -> Result<quinn::Connection, quinn::ConnectionError> {
-        let connecting = self.endpoint.connect(addr, &node.dns_name()).unwrap();
-        timeout(PATIENCE, connecting).await.expect("connects or fails")
+        timeout(PATIENCE, self.knock(node, addr))
+            .await
+            .expect("connects or fails")
     }
 }
 
@@ -209,7 +234,15 @@ pub async fn generate(connection: &quinn::Connection, request: &GenerateRequest)
 
 /// Goes on with one.
 pub async fn attach(connection: &quinn::Connection, id: GenerationId, have: u32) -> Answer {
-    open(connection, StreamKind::Attach, &Attach { generation: id, have }).await
+    open(
+        connection,
+        StreamKind::Attach,
+        &Attach {
+            generation: id,
+            have,
+        },
+    )
+    .await
 }
 
 /// Opens a stream of any kind.
@@ -226,9 +259,15 @@ pub async fn open<R: Record>(
 impl Answer {
     /// The next frame; `None` at the end of the stream.
     pub async fn frame(&mut self) -> Option<GenFrame> {
-        let next = timeout(PATIENCE, self.reader.next()).await.expect("a frame comes in time");
+        let next = timeout(PATIENCE, self.reader.next())
+            .await
+            .expect("a frame comes in time");
         let (kind, body) = next.expect("the stream is in order")?;
-        Some(GenFrame::decode(kind, &body).expect("it decodes").expect("its kind is known"))
+        Some(
+            GenFrame::decode(kind, &body)
+                .expect("it decodes")
+                .expect("its kind is known"),
+        )
     }
 
     /// The next frame that is no `Progress`.
@@ -273,7 +312,10 @@ impl Answer {
         loop {
             match self.news().await {
                 GenFrame::Token(token) => {
-                    assert_eq!(token.index, next, "no token is lost, doubled or out of order");
+                    assert_eq!(
+                        token.index, next,
+                        "no token is lost, doubled or out of order"
+                    );
                     next += 1;
                     text.push_str(&token.chunk.text);
                 }

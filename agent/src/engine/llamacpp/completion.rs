@@ -14,8 +14,10 @@ pub struct Completion {
     model: String,
     /// Token ids of a replayed prefix: the server counts them to the prompt, we do not.
     replayed: u32,
-    /// Tokens that came so far.
+    /// Tokens that came so far, those of `held` excluded.
     predicted: u32,
+    /// Ids of tokens without text; they go with the next piece.
+    held: Vec<u32>,
 }
 
 impl Completion {
@@ -26,6 +28,7 @@ impl Completion {
             model: model.to_owned(),
             replayed,
             predicted: 0,
+            held: Vec::new(),
         }
     }
 
@@ -48,14 +51,16 @@ impl Completion {
             });
         };
         // Half a character, or what may become a stop sequence, is held back by the server: a
-        // piece stands for all tokens since the last one. The end-of-text token comes with the
-        // last event and belongs to no piece.
-        let tokens = event.tokens_predicted.saturating_sub(self.predicted);
-        if !event.stop || !content.is_empty() {
+        // piece stands for all tokens since the last one. A token without text waits for the
+        // next piece; the last such one is the end of the text and belongs to none: replayed, it
+        // would have the model go on after its end.
+        self.held.extend(event.tokens);
+        if !content.is_empty() {
+            let tokens = event.tokens_predicted.saturating_sub(self.predicted);
             self.predicted = event.tokens_predicted;
             let chunk = Chunk {
                 text: content,
-                ids: event.tokens,
+                ids: std::mem::take(&mut self.held),
                 tokens,
             };
             out.push_back(EngineEvent::Chunk {
@@ -175,6 +180,21 @@ mod tests {
                     usage
                 },
             ]
+        );
+    }
+
+    #[test]
+    fn tokens_without_text_go_with_the_next_piece_and_the_end_with_none() {
+        let events = feed(&[
+            r#"data: {"content":"","tokens":[5],"stop":false,"tokens_predicted":1}"#,
+            r#"data: {"content":"a","tokens":[6],"stop":false,"tokens_predicted":2}"#,
+            r#"data: {"content":"","tokens":[2],"stop":false,"tokens_predicted":3}"#,
+            r#"data: {"content":"","tokens":[],"stop":true,"tokens_predicted":3,"stop_type":"eos"}"#,
+        ])
+        .unwrap();
+        assert_eq!(events[0], piece("a", &[5, 6], 2));
+        assert!(
+            matches!(events[1], EngineEvent::Done { usage, .. } if usage.completion_tokens == 3)
         );
     }
 
