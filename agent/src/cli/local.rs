@@ -42,11 +42,10 @@ impl Local {
         }
         let state = StateDir::open(&path)?;
         let member = state.file("mesh.json").exists();
-        let Some(info) = AgentInfo::read(&state)? else {
-            return Err(no_agent(context, member));
-        };
-        let Some(token) = AdminToken::load(&state)? else {
-            return Err(no_agent(context, member));
+        let (info, token) = match (AgentInfo::read(&state)?, AdminToken::load(&state)?) {
+            (Some(info), Some(token)) => (info, token),
+            _ if state.is_locked() => return Err(unsaid(context, &state)),
+            _ => return Err(no_agent(context, member)),
         };
         let addr = reachable(info.gateway);
         Ok(Local {
@@ -190,6 +189,16 @@ impl Local {
         .exit(NO_AGENT)
         .next(self.context.command("doctor"))
     }
+}
+
+/// An agent runs, and could not write down where: it is just starting, or the disk is full.
+fn unsaid(context: &Context, state: &StateDir) -> CliError {
+    let message = format!(
+        "an agent runs with {}, and has not said there where it listens: it is just starting, or \
+         it cannot write there",
+        state.path().display()
+    );
+    CliError::new("agent_unknown", message).exit(NO_AGENT).next(context.command("doctor"))
 }
 
 fn no_agent(context: &Context, member: bool) -> CliError {

@@ -421,15 +421,18 @@ impl Wiring {
             self.tasks
                 .spawn(speak_mdns(announcement, found, findings, leave.clone()));
         }
+        let last_good = LastGood::load(&self.state);
+        // What the inviter named when this node joined: the way in where multicast is filtered.
+        let mut seeds = self.config.mesh.seeds.clone();
+        seeds.extend(last_good.seeds().iter().cloned());
         let discovery = Discovery::new(
             (opened.life.node, opened.listen),
             Arc::clone(&mesh.pool),
             Arc::clone(&mesh.links),
             mesh.table.clone(),
-            LastGood::load(&self.state),
+            last_good,
             Arc::clone(&mesh.sightings),
         );
-        let seeds = self.config.mesh.seeds.clone();
         self.tasks
             .spawn(discovery.run(seeds, hints, self.stop.clone()));
     }

@@ -152,7 +152,8 @@ impl StateDir {
     pub fn remove(&self, name: &str) -> Result<(), StateError> {
         let path = self.file(name);
         match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(StateError::of(&path, &e)),
+            // A read-only file system refuses even what is not there.
+            Err(e) if path.exists() => Err(StateError::of(&path, &e)),
             _ => Ok(()),
         }
     }

@@ -16,6 +16,8 @@ use unamesh_proto::Wall;
 
 /// A certificate that ends sooner is worth a word.
 const SOON: Duration = Duration::from_secs(14 * 86_400);
+/// What is written to try the directory: an empty file fits on a full disk.
+const TRIAL: [u8; 4096] = [0; 4096];
 /// An engine on this machine answers a connection at once.
 const CONNECT: Duration = Duration::from_millis(500);
 
@@ -30,7 +32,7 @@ pub(super) fn state(context: &Context) -> Result<Vec<Finding>, CliError> {
     let state = StateDir::open(&path)?;
     findings.push(
         match state
-            .write("doctor", b"")
+            .write("doctor", &TRIAL)
             .and_then(|()| state.remove("doctor"))
         {
             Ok(()) => Finding::fine("state", format!("{} can be written", path.display())),
