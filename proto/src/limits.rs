@@ -30,7 +30,7 @@ pub const MAX_STRANGERS: usize = 256;
 /// Events of the peer table that nobody has taken yet; then the oldest go.
 pub const MAX_TABLE_EVENTS: usize = 4096;
 /// Candidates, and rejected peers, that one ranking lists: far more than [`MAX_ATTEMPTS`].
-pub const MAX_RANKED: usize = 64;
+pub const MAX_RANKED: usize = 32;
 /// Paths kept per peer.
 pub const MAX_PATHS: usize = 8;
 /// Attempts of one request over its life, the first included; then it fails with what it has.

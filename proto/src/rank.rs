@@ -131,7 +131,7 @@ pub struct Ranking {
 /// Ranks the peers of `snapshot` for `need`. `now` is the snapshot's clock.
 pub fn rank(snapshot: &Snapshot, need: &Need<'_>, now: Mono) -> Ranking {
     let _ = now; // liveness is the snapshot's; kept for ages that part 2 weighs
-    let name = plain(need.model);
+    let name = need.model.strip_suffix(LATEST).unwrap_or(need.model);
     let mut keys = Vec::with_capacity(snapshot.peers.len());
     let mut refused = Vec::new();
     let mut sticky = None;
@@ -376,7 +376,6 @@ impl Offer<'_> {
 
     fn reason(&self, kept: bool) -> String {
         use std::fmt::Write;
-        let in_ms = |d: Duration| d.as_secs_f64() * 1000.0;
         let mut text = String::with_capacity(160);
         if self.suspect {
             text.push_str("suspect (silent), so last; ");
@@ -388,28 +387,24 @@ impl Offer<'_> {
         // Writing to a String cannot fail.
         let _ = write!(
             text,
-            "first token in {:.1} ms: path {:.1}",
-            in_ms(c.total()),
-            in_ms(c.rtt)
+            "first token in {} ms: path {}",
+            Ms(c.total()),
+            Ms(c.rtt)
         );
         if !c.queue.is_zero() {
-            let (busy, slots) = (self.engine.busy, self.engine.slots);
+            let EngineAdvert {
+                busy, slots, queue, ..
+            } = self.engine;
+            let wait = Ms(c.queue);
             let _ = write!(
                 text,
-                " + queue {:.0} ({busy}/{slots} slots busy, {} waiting)",
-                in_ms(c.queue),
-                self.engine.queue
+                " + queue {wait} ({busy}/{slots} slots busy, {queue} waiting)"
             );
         }
         if !c.load.is_zero() {
-            let _ = write!(
-                text,
-                " + load {:.0} ({})",
-                in_ms(c.load),
-                self.model.residency
-            );
+            let _ = write!(text, " + load {} ({})", Ms(c.load), self.model.residency);
         }
-        let _ = write!(text, " + prompt {:.1}", in_ms(c.ttft));
+        let _ = write!(text, " + prompt {}", Ms(c.ttft));
         let _ = match self.stats.samples {
             0 => write!(text, " (not measured yet; by hardware and size)"),
             n => write!(
@@ -419,6 +414,17 @@ impl Offer<'_> {
             ),
         };
         text
+    }
+}
+
+/// Milliseconds with one decimal, by integers: formatting floats was half of a ranking's time.
+struct Ms(Duration);
+
+impl std::fmt::Display for Ms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tenths = self.0.as_micros().saturating_add(50) / 100;
+        let tenths = u64::try_from(tenths).unwrap_or(u64::MAX);
+        write!(f, "{}.{}", tenths / 10, tenths % 10)
     }
 }
 
@@ -461,13 +467,17 @@ impl Refusal {
     }
 }
 
-/// The name that two spellings of a model share.
-fn plain(name: &str) -> &str {
-    name.strip_suffix(":latest").unwrap_or(name)
-}
+/// Ollama's tag of a name that says none.
+const LATEST: &str = ":latest";
 
+/// Whether `model` is what is asked for; `name` is the asked name without [`LATEST`]. Lengths
+/// come first: most names differ in them, and then their bytes are not fetched from memory.
 fn is_meant(model: &ModelAdvert, need: &Need<'_>, name: &str) -> bool {
-    plain(&model.name) == name
+    let own = model.name.as_str();
+    let named = own == name
+        || own.len() == name.len() + LATEST.len()
+            && own.strip_suffix(LATEST).is_some_and(|own| own == name);
+    named
         || need
             .digest
             .is_some_and(|d| !d.is_empty() && d == model.digest)
@@ -525,7 +535,8 @@ fn loading(engine: &EngineAdvert, model: &ModelAdvert, stats: &Stats) -> Duratio
 }
 
 fn ms(n: f64) -> Duration {
-    Duration::try_from_secs_f64(n / 1000.0).unwrap_or(Duration::ZERO)
+    // `as` saturates, and a NaN is 0: adverts are checked for both, snapshots of tests are not.
+    Duration::from_micros((n * 1000.0) as u64)
 }
 
 /// How unlike two model names are: edit distance, less if one begins like the other (a tag, a
