@@ -1,4 +1,6 @@
-//! Small adverts for tests and simulations.
+//! Small adverts and records for tests, simulations and fuzzing.
+
+pub mod records;
 
 use crate::ids::NodeId;
 use crate::wire::{

@@ -1,0 +1,200 @@
+//! Every record once small and once full, and one way to decode whichever kind comes: what the
+//! wire tests, the mutation test and the fuzz targets share.
+
+use super::{addr, advert_of, node};
+use crate::ids::GenerationId;
+use crate::wire::codec::{self, HEADER};
+use crate::wire::*;
+
+/// A record as it travels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Its kind.
+    pub kind: u16,
+    /// Its name in `PROTOCOL.md`.
+    pub name: &'static str,
+    /// The bound on its body in bytes.
+    pub limit: usize,
+    /// Header and body; empty if it does not encode, which a test asserts against.
+    pub bytes: Vec<u8>,
+}
+
+impl Sample {
+    /// The bytes after the header.
+    pub fn body(&self) -> &[u8] {
+        self.bytes.get(HEADER..).unwrap_or_default()
+    }
+}
+
+macro_rules! records {
+    ($($record:ident: $small:expr, $full:expr;)+) => {
+        /// Each record small and full, in the order of [`RECORDS`].
+        pub fn samples() -> Vec<Sample> {
+            let mut all = Vec::new();
+            $(for record in [$small, $full] {
+                all.push(Sample {
+                    kind: $record::KIND,
+                    name: $record::NAME,
+                    limit: $record::CLASS.limit(),
+                    bytes: codec::to_vec::<$record>(&record).unwrap_or_default(),
+                });
+            })+
+            all
+        }
+
+        /// Decodes `body` as the record of `kind` and encodes it again, header included;
+        /// `None` for a kind of no record.
+        pub fn recode(kind: u16, body: &[u8]) -> Option<Result<Vec<u8>, DecodeError>> {
+            match kind {
+                $($record::KIND => Some(codec::body::<$record>(body).and_then(|r| codec::to_vec(&r))),)+
+                _ => None,
+            }
+        }
+
+        /// Decodes `body` as the record of `kind`, and drops it; whether it was one.
+        pub fn decodes(kind: u16, body: &[u8]) -> bool {
+            match kind {
+                $($record::KIND => codec::body::<$record>(body).is_ok(),)+
+                _ => false,
+            }
+        }
+    };
+}
+
+records! {
+    StreamHeader: StreamHeader { version: 0, kind: StreamKind::Probe },
+        StreamHeader { version: VERSION, kind: StreamKind::Generate };
+    WireError: WireError::new(ErrorCode::Draining, ""),
+        WireError::new(ErrorCode::Busy, "all 4 slots are taken").field("model")
+            .retry_after(crate::timeouts::BUSY_RETRY);
+    Probe: Probe { nonce: 0, wall_ms: 0 },
+        Probe { nonce: u64::MAX, wall_ms: super::WALL_MS };
+    ProbeReply: ProbeReply { nonce: 1, wall_ms: 0, state: NodeState::Up },
+        ProbeReply { nonce: u64::MAX, wall_ms: super::WALL_MS, state: NodeState::Draining };
+    PeerUpdate: PeerUpdate { advert: signed(0, 0), rtt_us: 0, age_ms: 0 },
+        PeerUpdate { advert: signed(40, 300), rtt_us: 850, age_ms: 70_000 };
+    PeerGone: PeerGone { node: node(1), left: false }, PeerGone { node: node(2), left: true };
+    SnapshotEnd: SnapshotEnd { peers: 0 }, SnapshotEnd { peers: 1000 };
+    GenerateRequest: plain_request(), full_request();
+    Accepted: Accepted {
+            generation: GenerationId([0; 16]), engine: 0, digest: String::new(), exact: false,
+        },
+        Accepted {
+            generation: GenerationId([7; 16]), engine: 3, digest: "sha256:abc".into(), exact: true,
+        };
+    Progress: Progress { phase: Phase::Queued, done: 0, total: 0 },
+        Progress { phase: Phase::Prefilling, done: 512, total: 4096 };
+    Token: Token { index: 0, chunk: Chunk::default(), extra: String::new() },
+        Token { index: 65_536, chunk: chunk(), extra: r#"{"reasoning_content":"so"}"#.into() };
+    Done: Done { finish: FinishReason::Stop, usage: Usage::default(), frames: 0 },
+        Done {
+            finish: FinishReason::ToolCalls,
+            usage: Usage { prompt_tokens: 4000, completion_tokens: 250 },
+            frames: 249,
+        };
+    Draining: Draining { deadline_ms: 0 }, Draining { deadline_ms: 60_000 };
+    Attach: Attach { generation: GenerationId([0; 16]), have: 0 },
+        Attach { generation: GenerationId([9; 16]), have: 70_000 };
+    SignedAdvert: signed(0, 0), signed(40, 300);
+    Advert: empty_advert(), full_advert();
+    JoinRequest: join_request(""), join_request("Ada's phone");
+    JoinAccepted: JoinAccepted {
+            certificate: vec![], ca: vec![], role: Role::Client, mesh_name: String::new(),
+            seeds: vec![],
+        },
+        JoinAccepted {
+            certificate: vec![0x30; 40], ca: vec![0x31; 40], role: Role::Agent,
+            mesh_name: "home".into(), seeds: vec!["10.0.0.1:11400".into(), "[fd00::1]:11400".into()],
+        };
+}
+
+fn chunk() -> Chunk {
+    Chunk {
+        text: " Grüße".to_owned(),
+        ids: vec![1, 300, 128_000],
+        tokens: 3,
+    }
+}
+
+fn plain_request() -> GenerateRequest {
+    GenerateRequest {
+        model: "m".to_owned(),
+        engine: u16::MAX,
+        kind: InputKind::Text,
+        input: String::new(),
+        sampling: Sampling::default(),
+        extra: String::new(),
+        prefix: Vec::new(),
+        session: 0,
+    }
+}
+
+fn full_request() -> GenerateRequest {
+    GenerateRequest {
+        kind: InputKind::Chat,
+        engine: 1,
+        input: r#"[{"role":"user","content":"Why is the sky blue?"}]"#.to_owned(),
+        sampling: Sampling {
+            temperature: Some(0.7),
+            top_p: Some(0.9),
+            top_k: Some(40),
+            min_p: Some(0.05),
+            seed: Some(-42),
+            max_tokens: Some(512),
+            stop: vec!["\n\n".to_owned(), "###".to_owned()],
+            presence_penalty: Some(-1.0),
+            frequency_penalty: Some(0.5),
+            repeat_penalty: Some(1.1),
+        },
+        extra: r#"{"tools":[]}"#.to_owned(),
+        prefix: vec![chunk(), Chunk::default(), chunk()],
+        session: 0x0123_4567_89ab_cdef,
+        ..plain_request()
+    }
+}
+
+fn signed(certificate: usize, payload: usize) -> SignedAdvert {
+    SignedAdvert {
+        certificate: vec![0x30; certificate],
+        payload: vec![0x51; payload],
+        signature: [0xab; 64],
+    }
+}
+
+fn empty_advert() -> Advert {
+    let mut advert = advert_of(node(0), 0, 0);
+    (advert.name, advert.version) = (String::new(), String::new());
+    (advert.addrs, advert.engines, advert.models) = (vec![], vec![], vec![]);
+    advert.hardware = Hardware::default();
+    advert
+}
+
+fn full_advert() -> Advert {
+    let mut advert = advert_of(node(77), super::WALL_MS, 12);
+    advert.addrs.push(Addr::new(addr(500)));
+    advert.hardware.cpu = "AMD Ryzen 7 5800X".to_owned();
+    advert.hardware.gpus = vec![Gpu {
+        name: "NVIDIA GeForce RTX 3060".to_owned(),
+        memory_total: 12_884_901_888,
+        memory_free: 6_442_450_944,
+        utilization: 35,
+        temperature: 61,
+        power_mw: 120_500,
+    }];
+    let voice = |name: &str| VoiceAdvert {
+        engine: 0,
+        name: name.to_owned(),
+        language: "en-US".to_owned(),
+    };
+    advert.voices = vec![voice("joe"), voice("amy")];
+    advert
+}
+
+fn join_request(name: &str) -> JoinRequest {
+    JoinRequest {
+        secret: [5; 32],
+        public_key: node(3),
+        proof: [6; 64],
+        name: name.to_owned(),
+    }
+}
