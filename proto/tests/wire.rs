@@ -106,14 +106,16 @@ fn every_truncation_is_an_error_and_none_is_a_record() {
     }
 }
 
-/// Every byte to every value: decodes to something or is an error, and what decodes is stable.
+/// Every byte to every value (a debug build takes some, the length markers among them):
+/// decodes to something or is an error, and what decodes is stable.
 #[test]
 fn every_single_byte_may_be_damaged() {
+    let step = if cfg!(debug_assertions) { 17 } else { 1 };
     for sample in samples() {
         let mut body = sample.body().to_vec();
         for at in 0..body.len() {
             let good = body[at];
-            for bad in 0..=255 {
+            for bad in (0..250).step_by(step).chain(250..=255) {
                 body[at] = bad;
                 if let Some(Ok(again)) = recode(sample.kind, &body) {
                     let twice = recode(sample.kind, &again[HEADER..]);
