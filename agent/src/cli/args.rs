@@ -1,6 +1,7 @@
 //! What can be typed.
 
 use crate::bench::BenchArgs;
+use crate::demo::DemoArgs;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -75,7 +76,7 @@ pub enum Command {
     /// Find what is wrong, and how to repair it
     Doctor,
     /// Three agents, a question, and an answer that survives its machine
-    Demo,
+    Demo(DemoArgs),
     /// Measure what the mesh costs, and how fast it heals
     Bench(BenchArgs),
     /// Print a completion script: unamesh completions bash > ~/.local/share/bash-completion/completions/unamesh

@@ -15,6 +15,7 @@ mod bench;
 mod chat;
 mod completions;
 pub mod context;
+mod demo;
 mod doctor;
 mod drain;
 mod engines;
@@ -78,7 +79,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Invite(args) => client(invite::run(context, &args)),
         Command::Drain(args) => client(drain::run(context, &args)),
         Command::Doctor => client(doctor::run(context)),
-        Command::Demo => Err(CliError::not_built("demo")),
+        Command::Demo(args) => client(demo::run(context, &args)),
         Command::Bench(args) => client(bench::run(context, args)),
     }
 }

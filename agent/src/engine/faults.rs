@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use unamesh_proto::wire::{EngineKind, FinishReason, GenerateRequest, InputKind, Phase};
 
 /// What the double does with the connection after the head of a request was read.
@@ -28,15 +28,10 @@ enum Act {
 /// A double that answers every request on `path` by `script`, and others with 404.
 struct Double {
     url: url::Url,
-    task: JoinHandle<()>,
+    /// Ends with the double.
+    _task: JoinSet<()>,
     /// One message for each connection that the *client* closed while the double hung.
     hung_up: tokio::sync::mpsc::UnboundedReceiver<()>,
-}
-
-impl Drop for Double {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 impl Double {
@@ -46,13 +41,18 @@ impl Double {
             .parse()
             .unwrap();
         let (tx, hung_up) = tokio::sync::mpsc::unbounded_channel();
-        let task = tokio::spawn(async move {
-            let mut connections = tokio::task::JoinSet::new();
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut connections = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
                 connections.spawn(serve(socket, scripts.clone(), tx.clone()));
             }
         });
-        Double { url, task, hung_up }
+        Double {
+            url,
+            _task: task,
+            hung_up,
+        }
     }
 
     fn engine(&self, kind: EngineKind) -> Arc<dyn Engine> {
@@ -361,7 +361,8 @@ async fn double_that_closes_idle_connections_is_asked_again_on_a_new_one() {
     let url: url::Url = format!("http://{}", listener.local_addr().unwrap())
         .parse()
         .unwrap();
-    let double = tokio::spawn(async move {
+    let mut double = JoinSet::new();
+    double.spawn(async move {
         // Each connection answers one request and closes at the head of the second.
         while let Ok((mut socket, _)) = listener.accept().await {
             read_request(&mut socket).await;
@@ -373,7 +374,6 @@ async fn double_that_closes_idle_connections_is_asked_again_on_a_new_one() {
     for _ in 0..3 {
         assert_eq!(engine.describe().await.unwrap().models[0].name, "m");
     }
-    double.abort();
 }
 
 /// Follows Ollama's wire rules: newline-delimited JSON, headers with the first token.
@@ -466,7 +466,8 @@ async fn ollama_double_that_fails_in_the_middle() {
 
 #[tokio::test]
 async fn each_api_is_recognized() {
-    let cases: [(&[(&str, &str)], Option<EngineKind>); 5] = [
+    type Case = (&'static [(&'static str, &'static str)], Option<EngineKind>);
+    let cases: [Case; 5] = [
         (
             &[
                 ("/api/version", r#"{"version":"1"}"#),

@@ -78,7 +78,11 @@ impl<P: Protocol> Running<P> {
             if let Some(event) = self.out.pop_front() {
                 if matches!(event, EngineEvent::Done { .. }) {
                     self.over = true;
-                    poll_fn(|cx| Poll::Ready(self.lines.finish(cx))).await;
+                    poll_fn(|cx| {
+                        self.lines.finish(cx);
+                        Poll::Ready(())
+                    })
+                    .await;
                 }
                 return Some(Ok(event));
             }

@@ -43,8 +43,8 @@ impl RunningEngine {
             api_key: None,
         };
         let talks = adapter(&spec).map_err(|e| failed(e.to_string()))?;
-        let mut args = starter.command(port).split_off(1);
-        args.extend(extra.iter().map(|arg| (*arg).to_owned()));
+        let extra: Vec<String> = extra.iter().map(|arg| (*arg).to_owned()).collect();
+        let args = starter.command(port, &extra).split_off(1);
         let command = Command {
             program: starter.python.clone(),
             args,

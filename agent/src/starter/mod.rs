@@ -185,32 +185,22 @@ async fn model(starter: &Starter, dir: &Path, progress: &dyn Progress) -> Result
 }
 
 impl Starter {
-    /// A starter engine as an entry of the configuration, answering on `port`.
-    pub fn entry(&self, name: &str, port: u16) -> EngineConfig {
+    /// A starter engine as an entry of the configuration, answering on `port`; `extra` are more
+    /// arguments of the start script.
+    pub fn entry(&self, name: &str, port: u16, extra: &[String]) -> EngineConfig {
         EngineConfig {
             name: name.to_owned(),
             kind: EngineApi::LlamaCpp,
             url: format!("http://127.0.0.1:{port}"),
-            command: self.command(port),
+            command: self.command(port, extra),
             ..EngineConfig::default()
         }
     }
 
-    /// The same as the text of a configuration file.
-    pub fn config(&self, name: &str, port: u16) -> String {
-        let quoted = |text: &str| toml::Value::from(text).to_string();
-        let command: Vec<String> = self.command(port).iter().map(|arg| quoted(arg)).collect();
-        format!(
-            "[[engine]]\nname = {}\nkind = \"llama.cpp\"\nurl = \"http://127.0.0.1:{port}\"\ncommand = [{}]\n",
-            quoted(name),
-            command.join(", "),
-        )
-    }
-
     /// Program and arguments of a starter engine that answers on `port`.
-    pub fn command(&self, port: u16) -> Vec<String> {
+    pub fn command(&self, port: u16, extra: &[String]) -> Vec<String> {
         let text = |path: &Path| path.display().to_string();
-        vec![
+        let mut command = vec![
             text(&self.python),
             text(&self.script),
             "--parent-stdin".to_owned(),
@@ -220,7 +210,23 @@ impl Starter {
             MODEL.to_owned(),
             "--port".to_owned(),
             port.to_string(),
-        ]
+        ];
+        command.extend_from_slice(extra);
+        command
+    }
+
+    /// A configuration file with a starter engine as its only engine.
+    ///
+    /// # Errors
+    /// A path is not Unicode-clean enough for TOML.
+    pub fn config(&self, name: &str, port: u16) -> Result<String, toml::ser::Error> {
+        #[derive(serde::Serialize)]
+        struct File {
+            engine: [EngineConfig; 1],
+        }
+        toml::to_string(&File {
+            engine: [self.entry(name, port, &[])],
+        })
     }
 }
 
@@ -293,8 +299,8 @@ mod tests {
             script: home.join("llama_server.py"),
             model: home.join("m.gguf"),
         };
-        let text = starter.config("starter", 7);
+        let text = starter.config("starter", 7).unwrap();
         let config = crate::config::Config::parse(&text, Path::new("test.toml")).unwrap();
-        assert_eq!(config.engine, [starter.entry("starter", 7)]);
+        assert_eq!(config.engine, [starter.entry("starter", 7, &[])]);
     }
 }

@@ -1,0 +1,165 @@
+//! One question, and what came of it.
+
+use super::DemoError;
+use super::mesh::Mesh;
+use super::show::Show;
+use futures_util::StreamExt;
+use serde_json::json;
+use std::time::Duration;
+use unamesh_client::client::{Event, Request};
+use unamesh_proto::session::Seam;
+use unamesh_proto::wire::Sampling;
+
+/// When to kill the agent that answers.
+#[derive(Clone, Copy)]
+pub struct Kill {
+    /// As soon as this many tokens have come.
+    pub after_tokens: u32,
+}
+
+/// A piece of an answer, as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its place in the answer.
+    pub index: u32,
+    /// The text.
+    pub text: String,
+    /// Its tokens.
+    pub tokens: u32,
+    /// From the second agent.
+    pub after_seam: bool,
+}
+
+/// The change of the agent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// The name of the one that was killed.
+    pub from: String,
+    /// The name of the one that went on.
+    pub to: String,
+    /// How well the parts fit.
+    pub seam: Seam,
+    /// From the last token before to the first after.
+    pub gap: Duration,
+    /// Of it, from the backup's dispatch to its first token.
+    pub backup_ttft: Duration,
+    /// What the client saw.
+    pub reason: String,
+}
+
+/// A whole answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    /// In the order in which they came.
+    pub pieces: Vec<Piece>,
+    /// If the agent changed.
+    pub change: Option<Change>,
+}
+
+impl Answer {
+    /// The text.
+    pub fn text(&self) -> String {
+        self.pieces
+            .iter()
+            .map(|piece| piece.text.as_str())
+            .collect()
+    }
+
+    /// Tokens.
+    pub fn tokens(&self) -> u32 {
+        self.pieces.iter().map(|piece| piece.tokens).sum()
+    }
+
+    /// Tokens before and after the change.
+    pub fn sides(&self) -> (u32, u32) {
+        let after = self
+            .pieces
+            .iter()
+            .filter(|piece| piece.after_seam)
+            .map(|p| p.tokens)
+            .sum();
+        (self.tokens().saturating_sub(after), after)
+    }
+}
+
+/// Puts one question to the mesh.
+pub struct Asker<'a> {
+    mesh: &'a mut Mesh,
+    request: Request,
+}
+
+impl<'a> Asker<'a> {
+    /// `question`, to be answered in at most `max_tokens` tokens, at temperature 0.
+    pub fn new(mesh: &'a mut Mesh, question: &str, max_tokens: u32) -> Self {
+        let messages = json!([{"role": "user", "content": question}]).to_string();
+        let mut request = Request::chat(mesh.model(), messages);
+        request.sampling = Sampling {
+            temperature: Some(0.0),
+            max_tokens: Some(max_tokens),
+            ..Sampling::default()
+        };
+        Asker { mesh, request }
+    }
+
+    /// Asks, shows the answer as it comes, and kills whoever gives it.
+    pub async fn ask(self, kill: Option<Kill>, show: &Show) -> Result<Answer, DemoError> {
+        let mut stream = self.mesh.client.generate(self.request);
+        let mut answer = Answer::default();
+        let mut victim = String::new();
+        let mut kill = kill;
+        while let Some(event) = stream.next().await {
+            match event {
+                Event::Started { peer, why } => {
+                    show.started(&peer.name, &why)?;
+                    victim = peer.name;
+                }
+                Event::Token {
+                    index,
+                    text,
+                    tokens,
+                    ..
+                } => {
+                    let after_seam = answer.change.is_some();
+                    show.piece(&text, after_seam)?;
+                    answer.pieces.push(Piece {
+                        index,
+                        text,
+                        tokens,
+                        after_seam,
+                    });
+                    if kill.is_some_and(|kill| answer.tokens() >= kill.after_tokens) {
+                        kill = None;
+                        self.mesh.kill(&victim);
+                    }
+                }
+                Event::PeerChanged {
+                    from,
+                    to,
+                    seam,
+                    gap,
+                    backup_ttft,
+                    reason,
+                } => {
+                    let (from, to) = (from.name, to.name);
+                    let change = Change {
+                        from,
+                        to,
+                        seam,
+                        gap,
+                        backup_ttft,
+                        reason,
+                    };
+                    show.seam(&change)?;
+                    answer.change = Some(change);
+                }
+                Event::Progress { .. } => {}
+                Event::Done { .. } => {
+                    show.answered()?;
+                    return Ok(answer);
+                }
+                Event::Failed(error) => return Err(error.into()),
+            }
+        }
+        Ok(answer)
+    }
+}
