@@ -128,9 +128,9 @@ pub struct Ranking {
     pub rejected: Vec<Rejected>,
 }
 
-/// Ranks the peers of `snapshot` for `need`. `now` is the snapshot's clock.
+/// Ranks the peers of `snapshot` for `need`. `now`, by the snapshot's clock, only words the
+/// reasons (how long a peer has been silent): liveness is the table's to judge.
 pub fn rank(snapshot: &Snapshot, need: &Need<'_>, now: Mono) -> Ranking {
-    let _ = now; // liveness is the snapshot's; kept for ages that part 2 weighs
     let name = need.model.strip_suffix(LATEST).unwrap_or(need.model);
     let mut keys = Vec::with_capacity(snapshot.peers.len());
     let mut refused = Vec::new();
@@ -152,11 +152,11 @@ pub fn rank(snapshot: &Snapshot, need: &Need<'_>, now: Mono) -> Ranking {
     let ranked = keys.iter().filter_map(|key| {
         let peer = snapshot.peers.get(key.index())?;
         let offer = best_offer(snapshot, peer, need, name).ok()?;
-        Some(offer.candidate(peer, kept == Some(*key)))
+        Some(offer.candidate(peer, kept == Some(*key), now))
     });
     Ranking {
         ranked: ranked.collect(),
-        rejected: rejections(snapshot, refused),
+        rejected: rejections(snapshot, refused, now),
     }
 }
 
@@ -359,7 +359,7 @@ fn offer<'a>(
 }
 
 impl Offer<'_> {
-    fn candidate(&self, peer: &Peer, kept: bool) -> Candidate {
+    fn candidate(&self, peer: &Peer, kept: bool, now: Mono) -> Candidate {
         Candidate {
             node: peer.advert.node,
             engine: self.model.engine,
@@ -370,21 +370,22 @@ impl Offer<'_> {
             expected_ttft: self.cost.ttft,
             expected_itl: ms(f64::from(self.stats.itl_ms)),
             draining: false,
-            reason: self.reason(kept),
+            reason: self.reason(peer, kept, now),
         }
     }
 
-    fn reason(&self, kept: bool) -> String {
+    fn reason(&self, peer: &Peer, kept: bool, now: Mono) -> String {
         use std::fmt::Write;
         let mut text = String::with_capacity(160);
+        // Writing to a String cannot fail.
         if self.suspect {
-            text.push_str("suspect (silent), so last; ");
+            let silent = Ms(now.since(peer.heard));
+            let _ = write!(text, "suspect (silent for {silent} ms), so last; ");
         }
         if kept {
             text.push_str("holds the conversation; ");
         }
         let c = &self.cost;
-        // Writing to a String cannot fail.
         let _ = write!(
             text,
             "first token in {} ms: path {}",
@@ -428,38 +429,39 @@ impl std::fmt::Display for Ms {
     }
 }
 
-fn rejections(snapshot: &Snapshot, mut refused: Vec<(Refusal, usize)>) -> Vec<Rejected> {
+fn rejections(snapshot: &Snapshot, mut refused: Vec<(Refusal, usize)>, now: Mono) -> Vec<Rejected> {
     if refused.len() > MAX_RANKED {
         refused.select_nth_unstable(MAX_RANKED);
         refused.truncate(MAX_RANKED);
     }
     refused.sort_unstable();
     let word = |(refusal, at): (Refusal, usize)| {
-        let advert = &snapshot.peers.get(at)?.advert;
-        let reason = refusal.reason(advert);
+        let peer = snapshot.peers.get(at)?;
         Some(Rejected {
-            node: advert.node,
-            name: advert.name.clone(),
-            reason,
+            node: peer.advert.node,
+            name: peer.advert.name.clone(),
+            reason: refusal.reason(peer, now),
         })
     };
     refused.into_iter().filter_map(word).collect()
 }
 
 impl Refusal {
-    fn reason(self, advert: &Advert) -> Cow<'static, str> {
+    fn reason(self, peer: &Peer, now: Mono) -> Cow<'static, str> {
         match self {
             Refusal::Context(tokens) => {
                 format!("the prompt exceeds its context of {tokens} tokens").into()
             }
-            Refusal::EngineDown(at) => match advert.engines.get(usize::from(at)) {
+            Refusal::EngineDown(at) => match peer.advert.engines.get(usize::from(at)) {
                 Some(engine) => format!("its engine {} does not answer", engine.name).into(),
                 None => "its engine does not answer".into(),
             },
             Refusal::Absent => "the model is not on that machine".into(),
             Refusal::OtherKind(kind) => format!("there it is a model of kind {kind}").into(),
             Refusal::Draining => "draining: takes nothing new".into(),
-            Refusal::Down => "down: silent for too long".into(),
+            Refusal::Down => {
+                format!("down: silent for {} s", now.since(peer.heard).as_secs()).into()
+            }
             Refusal::Left => "has left the mesh".into(),
             Refusal::Client => "a client: serves nothing".into(),
             Refusal::NoModel => "does not have the model".into(),

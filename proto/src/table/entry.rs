@@ -101,7 +101,11 @@ impl Entry {
     /// [`Entry::settle`]'s.
     pub fn sign_of_life(&mut self, sign: Sign, now: Mono) -> bool {
         // The first sign may be a probe that was answered before the entry was made.
-        self.heard = if self.was_alive { self.heard.max(now) } else { now };
+        self.heard = if self.was_alive {
+            self.heard.max(now)
+        } else {
+            now
+        };
         self.was_alive = true;
         self.doubt = false;
         self.cached = None;
