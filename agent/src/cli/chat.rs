@@ -4,7 +4,7 @@
 use super::args::ChatArgs;
 use super::context::Context;
 use super::error::CliError;
-use super::local::{Lines, Local};
+use super::mesh::{Events, Mesh};
 use super::output::{BOLD, DIM};
 use super::text::{Read, ms};
 use serde_json::{Value, json};
@@ -12,19 +12,19 @@ use std::io::{IsTerminal, Read as _};
 use unamesh_proto::limits;
 
 pub(super) async fn run(context: &Context, mut args: ChatArgs) -> Result<(), CliError> {
-    let local = Local::find(context)?;
+    let mesh = Mesh::find(context).await?;
     let model = match args.model.take() {
         // `unamesh chat "why is the sky blue?"`: a sentence is no model.
         Some(text) if args.prompt.is_none() && text.contains(char::is_whitespace) => {
             args.prompt = Some(text);
-            first_model(context, &local).await?
+            first_model(context, &mesh).await?
         }
         Some(model) => model,
-        None => first_model(context, &local).await?,
+        None => first_model(context, &mesh).await?,
     };
     let chat = Chat {
         context,
-        local: &local,
+        mesh: &mesh,
         model,
         args: &args,
     };
@@ -33,16 +33,18 @@ pub(super) async fn run(context: &Context, mut args: ChatArgs) -> Result<(), Cli
         messages.push(json!({"role": "system", "content": system}));
     }
     let piped = !std::io::stdin().is_terminal();
-    match &args.prompt {
+    let ended = match &args.prompt {
         Some(prompt) => chat.once(&mut messages, prompt).await,
         None if piped => chat.once(&mut messages, &read_all()?).await,
         None => chat.conversation(&mut messages).await,
-    }
+    };
+    mesh.close().await;
+    ended
 }
 
 /// The first language model that is loaded somewhere, else the first that could be.
-async fn first_model(context: &Context, local: &Local) -> Result<String, CliError> {
-    let models = local.get("models").await?;
+async fn first_model(context: &Context, mesh: &Mesh) -> Result<String, CliError> {
+    let models = mesh.models().await?;
     let texts = || {
         models
             .items()
@@ -83,7 +85,7 @@ fn read_all() -> Result<String, CliError> {
 
 struct Chat<'a> {
     context: &'a Context,
-    local: &'a Local,
+    mesh: &'a Mesh,
     model: String,
     args: &'a ChatArgs,
 }
@@ -152,9 +154,9 @@ impl Chat<'_> {
                 body[name] = value;
             }
         }
-        let mut lines = self.local.lines("generate", &body).await?;
+        let mut events = self.mesh.generate(&body).await?;
         let mut text = String::new();
-        let ended = self.stream(&mut lines, &mut text).await;
+        let ended = self.stream(&mut events, &mut text).await;
         if !text.is_empty() && !text.ends_with('\n') && !self.context.out.json {
             self.context.out.print("\n")?;
         }
@@ -162,9 +164,9 @@ impl Chat<'_> {
     }
 
     /// Until the one terminal event.
-    async fn stream(&self, lines: &mut Lines, text: &mut String) -> Result<(), CliError> {
+    async fn stream(&self, events: &mut Events, text: &mut String) -> Result<(), CliError> {
         let out = &self.context.out;
-        while let Some(event) = lines.next().await? {
+        while let Some(event) = events.next().await? {
             if out.json {
                 out.line(&event.to_string())?;
             }

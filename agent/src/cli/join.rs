@@ -5,11 +5,11 @@ use super::context::Context;
 use super::error::CliError;
 use super::output::{BOLD, DIM};
 use crate::config::Config;
-use crate::state::LastGood;
 use serde_json::json;
 use unamesh_client::identity::{Credentials, NodeKey};
 use unamesh_client::invite::Invite;
 use unamesh_client::join::{JoinError, join};
+use unamesh_client::watch::save_seeds;
 use unamesh_proto::wire::Role;
 
 pub(super) async fn run(context: &Context, args: &JoinArgs) -> Result<(), CliError> {
@@ -33,9 +33,8 @@ pub(super) async fn run(context: &Context, args: &JoinArgs) -> Result<(), CliErr
     let (credentials, seeds) = join(&invite, key, &name).await.map_err(|e| refused(&e))?;
     credentials.save(state.path()).map_err(identity)?;
     // Multicast finds them too, where it works; so this is no reason to fail.
-    let mut known = LastGood::load(&state);
-    known.add_seeds(seeds.clone());
-    if let Err(error) = known.save() {
+    let addrs: Vec<_> = seeds.iter().filter_map(|seed| seed.parse().ok()).collect();
+    if let Err(error) = save_seeds(state.path(), &addrs) {
         context.out.note(&format!(
             "{DIM}(addresses of the mesh were not kept: {error}){DIM:#}\n"
         ));
@@ -63,7 +62,7 @@ fn report(
         }));
     }
     let what = match credentials.role {
-        Role::Client => "Only a client: it can ask, and not serve.",
+        Role::Client => "asks a model of the mesh: this machine is a client, and runs no agent.",
         _ => "starts this machine's agent.",
     };
     context.out.line(&format!(

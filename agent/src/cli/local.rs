@@ -14,8 +14,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use unamesh_client::identity::Credentials;
 use unamesh_proto::limits;
+use unamesh_proto::wire::Role;
 
+/// The code of the error on a machine that joined as a client: it needs no agent.
+pub const CLIENT_ONLY: &str = "client_only";
 /// A command asks the agent beside it: later than this it hangs.
 const CONNECT: Duration = Duration::from_secs(2);
 /// The longest answer that is no stream: a ping that waits for every path of a dead peer.
@@ -198,16 +202,14 @@ fn unsaid(context: &Context, state: &StateDir) -> CliError {
          it cannot write there",
         state.path().display()
     );
-    CliError::new("agent_unknown", message).exit(NO_AGENT).next(context.command("doctor"))
+    CliError::new("agent_unknown", message)
+        .exit(NO_AGENT)
+        .next(context.command("doctor"))
 }
 
 fn no_agent(context: &Context, member: bool) -> CliError {
-    if member {
-        CliError::new("no_agent", "no agent runs on this machine")
-            .exit(NO_AGENT)
-            .next(context.command("up"))
-    } else {
-        CliError::new(
+    if !member {
+        return CliError::new(
             "not_paired",
             "this machine is in no mesh, and no agent runs on it",
         )
@@ -217,8 +219,29 @@ fn no_agent(context: &Context, member: bool) -> CliError {
             context.command("init"),
             context.command("up")
         ))
-        .next(context.command("join LINK"))
+        .next(context.command("join LINK"));
     }
+    if is_client(context) {
+        return CliError::new(
+            CLIENT_ONLY,
+            "this machine is a client of the mesh: it asks, and runs no agent",
+        )
+        .exit(NO_AGENT)
+        .next(context.command("chat"))
+        .next(context.command("peers"));
+    }
+    CliError::new("no_agent", "no agent runs on this machine")
+        .exit(NO_AGENT)
+        .next(context.command("up"))
+}
+
+/// Whether this machine joined to ask alone.
+fn is_client(context: &Context) -> bool {
+    context
+        .state_path()
+        .ok()
+        .and_then(|dir| Credentials::load(&dir).ok())
+        .is_some_and(|credentials| credentials.role == Role::Client)
 }
 
 /// Where to dial a listener: one on every address is on loopback too.

@@ -1,7 +1,8 @@
 //! The `unamesh` command. One file a subcommand; in the order of a call's way:
 //!
 //! - [`args`]: what can be typed; [`context`]: what every command needs to know.
-//! - [`local`]: asks the running agent over its mesh API.
+//! - [`local`]: asks the running agent over its mesh API; [`mesh`]: that, or the mesh itself
+//!   on a machine that is only a client.
 //! - [`output`], [`text`]: tables and colours on a terminal, plain columns in a pipe, one
 //!   JSON object with `--json`.
 //! - [`error`]: what went wrong, and the command to type next.
@@ -25,6 +26,7 @@ mod invite;
 mod join;
 pub mod local;
 mod logs;
+mod mesh;
 mod models;
 pub mod output;
 mod peers;

@@ -3,13 +3,15 @@
 use super::args::ModelsArgs;
 use super::context::Context;
 use super::error::CliError;
-use super::local::Local;
+use super::mesh::Mesh;
 use super::output::{Cell, DIM, GOOD, Table, WARN, cell};
 use super::text::{Read, bytes};
 use serde_json::Value;
 
 pub(super) async fn run(context: &Context, args: &ModelsArgs) -> Result<(), CliError> {
-    let mut models = Local::find(context)?.get("models").await?;
+    let mesh = Mesh::find(context).await?;
+    let mut models = mesh.models().await?;
+    mesh.close().await;
     if let (Some(filter), Some(list)) = (&args.filter, models.as_array_mut()) {
         let filter = filter.to_lowercase();
         list.retain(|model| model.at("model").text().to_lowercase().contains(&filter));

@@ -2,13 +2,15 @@
 
 use super::context::Context;
 use super::error::CliError;
-use super::local::Local;
+use super::mesh::Mesh;
 use super::output::{BAD, BOLD, Cell, DIM, GOOD, PLAIN, Table, WARN, cell};
 use super::text::{Read, bytes, ms, short, span};
 use serde_json::Value;
 
 pub(super) async fn run(context: &Context) -> Result<(), CliError> {
-    let peers = Local::find(context)?.get("peers").await?;
+    let mesh = Mesh::find(context).await?;
+    let peers = mesh.peers().await?;
+    mesh.close().await;
     if context.out.json {
         return context.out.value(&peers);
     }

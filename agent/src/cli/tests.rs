@@ -149,7 +149,11 @@ fn no_agent_says_what_to_type() {
     assert!(error.next[0].ends_with(" up"), "{error:?}");
 
     let _lock = state.lock().unwrap();
-    assert_eq!(find(&context).code, "agent_unknown", "it runs on a full disk, say");
+    assert_eq!(
+        find(&context).code,
+        "agent_unknown",
+        "it runs on a full disk, say"
+    );
 }
 
 /// A dead agent's file remains; a hanging agent's lock does too.

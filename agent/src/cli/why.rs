@@ -3,18 +3,15 @@
 use super::args::WhyArgs;
 use super::context::Context;
 use super::error::CliError;
-use super::local::Local;
+use super::mesh::Mesh;
 use super::output::{BOLD, DIM, GOOD, Table, cell};
 use super::text::{Read, ms, short};
 use serde_json::Value;
 
 pub(super) async fn run(context: &Context, args: &WhyArgs) -> Result<(), CliError> {
-    let local = Local::find(context)?;
-    let query: String = url::form_urlencoded::Serializer::new(String::new())
-        .append_pair("model", &args.model)
-        .append_pair("prompt_tokens", &args.prompt_tokens.to_string())
-        .finish();
-    let why = local.get(&format!("why?{query}")).await?;
+    let mesh = Mesh::find(context).await?;
+    let why = mesh.why(&args.model, args.prompt_tokens).await?;
+    mesh.close().await;
     if context.out.json {
         context.out.value(&why)?;
     } else if !why.at("ranked").items().is_empty() {

@@ -137,16 +137,12 @@ pub fn documented_default() -> String {
             let _ = write!(out, "\n[{of}]");
             section = of;
         }
-        let _ = write!(
-            out,
-            "\n{}{name} = {}\n",
-            comment(key.doc),
-            (key.get)(&config)
-        );
+        let value = (key.get)(&config);
+        let _ = writeln!(out, "\n{}{name} = {value}", comment(key.doc));
     }
     out.push_str("\n# One such block for each engine that is not found by itself.\n# [[engine]]\n");
     for (name, doc, value) in ENGINE_KEYS {
-        let _ = write!(out, "{}# {name} = {value}\n", comment(doc));
+        let _ = writeln!(out, "{}# {name} = {value}", comment(doc));
     }
     out
 }

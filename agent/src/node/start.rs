@@ -38,6 +38,7 @@ use unamesh_client::endpoint::{EndpointError, bind};
 use unamesh_client::identity::{Credentials, IdentityError};
 use unamesh_client::mdns::{Announcement, Announcer, Hint};
 use unamesh_client::pool::{PathReport, Pool, QuicTransport};
+use unamesh_client::watch::load_seeds;
 use unamesh_proto::NodeId;
 use unamesh_proto::table::Snapshot;
 use unamesh_proto::wire::{Advert, DecodeError, Hardware, Role, SignedAdvert};
@@ -421,16 +422,19 @@ impl Wiring {
             self.tasks
                 .spawn(speak_mdns(announcement, found, findings, leave.clone()));
         }
-        let last_good = LastGood::load(&self.state);
         // What the inviter named when this node joined: the way in where multicast is filtered.
         let mut seeds = self.config.mesh.seeds.clone();
-        seeds.extend(last_good.seeds().iter().cloned());
+        seeds.extend(
+            load_seeds(self.state.path())
+                .iter()
+                .map(SocketAddr::to_string),
+        );
         let discovery = Discovery::new(
             (opened.life.node, opened.listen),
             Arc::clone(&mesh.pool),
             Arc::clone(&mesh.links),
             mesh.table.clone(),
-            last_good,
+            LastGood::load(&self.state),
             Arc::clone(&mesh.sightings),
         );
         self.tasks

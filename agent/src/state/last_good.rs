@@ -13,18 +13,8 @@ const FILE: &str = "peers.json";
 #[derive(Debug)]
 pub struct LastGood {
     state: Option<StateDir>,
-    known: Known,
-    changed: bool,
-}
-
-/// As it stands in the file.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Known {
-    /// By node id.
     peers: BTreeMap<String, Entry>,
-    /// What the inviter named when this machine joined; whose they are is not known.
-    seeds: Vec<String>,
+    changed: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,11 +28,11 @@ struct Entry {
 impl LastGood {
     /// What `state` remembers. A damaged file is moved away.
     pub fn load(state: &StateDir) -> Self {
-        let mut known: Known = state.read_or_fresh(FILE).unwrap_or_default();
-        known.peers.retain(|node, _| node.parse::<NodeId>().is_ok());
+        let mut peers: BTreeMap<String, Entry> = state.read_or_fresh(FILE).unwrap_or_default();
+        peers.retain(|node, _| node.parse::<NodeId>().is_ok());
         let mut this = LastGood {
             state: Some(state.clone()),
-            known,
+            peers,
             changed: false,
         };
         this.bound();
@@ -53,14 +43,14 @@ impl LastGood {
     pub fn in_memory() -> Self {
         LastGood {
             state: None,
-            known: Known::default(),
+            peers: BTreeMap::new(),
             changed: false,
         }
     }
 
     /// `node` answered at `addr`.
     pub fn worked(&mut self, node: NodeId, addr: SocketAddr, now: Wall) {
-        let entry = self.known.peers.entry(node.to_string()).or_default();
+        let entry = self.peers.entry(node.to_string()).or_default();
         entry.seen_ms = now.as_millis();
         // Only a new order is worth a write; the time alone is not.
         if entry.addrs.first() != Some(&addr) {
@@ -73,34 +63,18 @@ impl LastGood {
 
     /// `node` was revoked or removed.
     pub fn forget(&mut self, node: &NodeId) {
-        self.changed |= self.known.peers.remove(&node.to_string()).is_some();
+        self.changed |= self.peers.remove(&node.to_string()).is_some();
     }
 
     /// Every address to try, the peer heard of last first.
     pub fn candidates(&self) -> Vec<(NodeId, SocketAddr)> {
-        let mut peers: Vec<_> = self.known.peers.iter().collect();
+        let mut peers: Vec<_> = self.peers.iter().collect();
         peers.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.seen_ms));
         peers
             .into_iter()
             .filter_map(|(node, entry)| Some((node.parse().ok()?, &entry.addrs)))
             .flat_map(|(node, addrs): (NodeId, _)| addrs.iter().map(move |addr| (node, *addr)))
             .collect()
-    }
-
-    /// Adds `host:port`s of data planes whose nodes are not known, as an inviter names them.
-    pub fn add_seeds(&mut self, seeds: Vec<String>) {
-        for seed in seeds {
-            if !self.known.seeds.contains(&seed) {
-                self.known.seeds.push(seed);
-                self.changed = true;
-            }
-        }
-        self.bound();
-    }
-
-    /// The seeds of [`LastGood::add_seeds`].
-    pub fn seeds(&self) -> &[String] {
-        &self.known.seeds
     }
 
     /// Writes it down, if there is something new. Blocks on the disk.
@@ -111,7 +85,7 @@ impl LastGood {
         let Some(state) = self.state.as_ref().filter(|_| self.changed) else {
             return Ok(());
         };
-        let bytes = serde_json::to_vec(&self.known).map_err(|e| StateError::Corrupt {
+        let bytes = serde_json::to_vec(&self.peers).map_err(|e| StateError::Corrupt {
             path: state.file(FILE),
             reason: e.to_string(),
         })?;
@@ -121,19 +95,14 @@ impl LastGood {
     }
 
     fn bound(&mut self) {
-        self.known.seeds.truncate(limits::MAX_ADDRS);
-        for entry in self.known.peers.values_mut() {
+        for entry in self.peers.values_mut() {
             entry.addrs.truncate(limits::MAX_PATHS);
         }
-        while self.known.peers.len() > limits::MAX_PEERS {
-            let oldest = self
-                .known
-                .peers
-                .iter()
-                .min_by_key(|(_, entry)| entry.seen_ms);
+        while self.peers.len() > limits::MAX_PEERS {
+            let oldest = self.peers.iter().min_by_key(|(_, entry)| entry.seen_ms);
             let oldest = oldest.map(|(node, _)| node.clone());
             let Some(oldest) = oldest else { break };
-            self.known.peers.remove(&oldest);
+            self.peers.remove(&oldest);
         }
     }
 }

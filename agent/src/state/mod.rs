@@ -8,6 +8,7 @@
 //! | `admin.token` | opens the local mesh API ([`AdminToken`]) | a new one is made |
 //! | `agent.json` | where the running agent listens ([`AgentInfo`]) | - |
 //! | `speeds.json` | measured speeds ([`SpeedStore`]) | measured again |
+//! | `seeds.json` | what the inviter named, written by `unamesh-client` | the same |
 //! | `peers.json` | addresses that worked ([`LastGood`]) | mDNS and seeds find them |
 //!
 //! Files are mode 0600 in a directory of mode 0700 and are replaced atomically (a new file,

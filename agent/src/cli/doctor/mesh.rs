@@ -6,6 +6,7 @@ use crate::cli::context::Context;
 use crate::cli::engines::engines_of;
 use crate::cli::error::CliError;
 use crate::cli::local::Local;
+use crate::cli::mesh::Mesh;
 use crate::cli::ping::peers_of;
 use crate::cli::text::{Read, count};
 use serde_json::{Value, json};
@@ -60,6 +61,25 @@ pub(super) async fn check(
     }
     engines(context, &local.get("engines").await?, findings);
     Ok(())
+}
+
+/// Whether a client without an agent reaches the mesh.
+pub(super) async fn as_client(context: &Context) -> Finding {
+    let reached = async {
+        let mesh = Mesh::find(context).await?;
+        let peers = mesh.peers().await;
+        mesh.close().await;
+        peers
+    };
+    match reached.await {
+        Ok(peers) => Finding::fine(
+            "peers",
+            format!("{} answer", count(peers.items().len(), "machine")),
+        ),
+        Err(error) => {
+            Finding::fail("peers", error.message).fix("on a machine of the mesh: unamesh doctor")
+        }
+    }
 }
 
 /// No other machine in the table. Hints without answers mean that UDP does not get through.

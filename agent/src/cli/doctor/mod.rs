@@ -11,7 +11,7 @@ mod multicast;
 
 use super::context::Context;
 use super::error::CliError;
-use super::local::Local;
+use super::local::{CLIENT_ONLY, Local};
 use super::output::{BAD, BOLD, DIM, GOOD, WARN};
 use serde_json::{Value, json};
 
@@ -105,6 +105,11 @@ pub(super) async fn run(context: &Context) -> Result<(), CliError> {
             ));
             let heard = multicast::check(mdns, &mut findings).await;
             mesh::check(context, local, &status, heard, &mut findings).await?;
+        }
+        Err(error) if error.code == CLIENT_ONLY => {
+            findings.push(Finding::fine("agent", error.message));
+            multicast::check(mdns, &mut findings).await;
+            findings.push(mesh::as_client(context).await);
         }
         Err(error) => {
             // That there is no mesh either is said already.
