@@ -446,3 +446,22 @@ fn cancelling_resets_everything_and_nothing_follows() {
     assert_eq!(*bench.last(), Output::Failed(Failure::Cancelled));
     assert_eq!(bench.session.next_wake(), None);
 }
+
+#[test]
+fn peers_that_failed_are_asked_again_rather_than_losing_the_answer() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    for attempt in 0..4 {
+        let unreachable = Closed::Unreachable("a busy machine".into());
+        bench.input(Input::Closed(AttemptId(attempt), unreachable));
+    }
+    assert_eq!(bench.opened.len(), 4, "twice each, and then a pause");
+    assert!(bench.session.is_waiting());
+    bench.pass(Duration::from_millis(260));
+    assert_eq!(bench.opened.len(), 5);
+    bench.accepted(4);
+    bench.token(4, 1, "two");
+    bench.done(4, 2);
+    assert_eq!(bench.text(), "one two");
+}

@@ -5,7 +5,8 @@ use crate::clock;
 use crate::endpoint::CLOSE_NORMAL;
 use crate::transport::LinkError;
 use quinn::Connection;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use unamesh_proto::{Mono, NodeId};
@@ -16,6 +17,8 @@ pub(super) struct Entry {
     state: watch::Sender<State>,
     /// When it was last asked for, in microseconds of [`clock::mono`].
     used: AtomicU64,
+    /// Streams that are open: a long answer is use, however long ago it was asked for.
+    streams: AtomicUsize,
     /// Something about the peer changed: its keeper should try again now.
     pub(super) wake: Notify,
 }
@@ -49,12 +52,30 @@ impl State {
     }
 }
 
+/// An open stream: while it lives its peer is in use.
+pub(super) struct InUse(Arc<Entry>);
+
+impl InUse {
+    pub(super) fn new(entry: Arc<Entry>) -> Self {
+        entry.streams.fetch_add(1, Ordering::Relaxed);
+        InUse(entry)
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.touch();
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Entry {
     pub(super) fn new(node: NodeId) -> Self {
         Entry {
             node,
             state: watch::Sender::new(State::default()),
             used: AtomicU64::new(clock::mono().as_micros()),
+            streams: AtomicUsize::new(0),
             wake: Notify::new(),
         }
     }
@@ -67,6 +88,9 @@ impl Entry {
 
     /// How long it has not been in use at `now`.
     pub(super) fn unused(&self, now: Mono) -> Duration {
+        if self.streams.load(Ordering::Relaxed) > 0 {
+            return Duration::ZERO;
+        }
         now.since(Mono::from_micros(self.used.load(Ordering::Relaxed)))
     }
 

@@ -1,6 +1,7 @@
 //! Requests over QUIC.
 
 use super::Pool;
+use super::entry::InUse;
 use crate::endpoint::{CLOSE_NORMAL, link_error};
 use crate::framing::{RecordReader, RecordWriter};
 use crate::transport::{BoxFuture, FrameStream, LinkError, Open, Transport};
@@ -37,6 +38,7 @@ async fn open_stream(pool: &Arc<Pool>, node: NodeId, open: &Open) -> Result<Quic
         writer: RecordWriter::new(send),
         reader: RecordReader::new(recv),
         state: Delivered::Some,
+        _in_use: InUse::new(pool.entry(node)),
     };
     // Header and request leave in one write: one packet, where they fit.
     let header = |kind| StreamHeader {
@@ -76,6 +78,7 @@ struct QuicStream {
     writer: RecordWriter,
     reader: RecordReader,
     state: Delivered,
+    _in_use: InUse,
 }
 
 #[derive(PartialEq)]

@@ -1,7 +1,7 @@
 //! What a failed attempt does: count, reattach, make room for the next.
 
 use super::attempt::{Attempt, AttemptId};
-use super::machine::{Loss, NEVER, Session, Tried};
+use super::machine::{Loss, NEVER, RETRY_PAUSE, Session, Tried};
 use super::{Closed, Effect, Failure, How, Note, Output, Reason};
 use crate::ids::NodeId;
 use crate::limits::MAX_ATTEMPTS;
@@ -99,7 +99,12 @@ impl Session {
         let (node, engine) = (failed.node(), failed.candidate.engine);
         let digest = failed.digest.clone();
         if !matches!(&reason, Reason::Refused(code) if !code.is_failure()) {
-            self.tried((node, engine)).failures += 1;
+            let now = self.now;
+            let tried = self.tried((node, engine));
+            tried.failures += 1;
+            if let Some(doublings) = tried.failures.checked_sub(2) {
+                tried.out_until = now + RETRY_PAUSE * (1 << doublings.min(4));
+            }
         }
         self.drop_attempt(id);
         self.effects.push_back(Effect::Reset(id));

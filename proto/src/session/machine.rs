@@ -11,8 +11,12 @@ use crate::wire::{Chunk, WireError};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// An engine that failed this often within one session is not asked again by it.
+/// Before the first output, an engine that failed this often is not asked again: the caller
+/// hears of it at once.
 const MAX_FAILURES: u32 = 2;
+/// With a broken answer in hand, an engine that failed twice is asked again after this; each
+/// further failure doubles it.
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Beyond the life of any session.
 pub(super) const NEVER: Mono = Mono::from_micros(u64::MAX);
 
@@ -21,9 +25,8 @@ pub(super) const NEVER: Mono = Mono::from_micros(u64::MAX);
 pub(super) struct Tried {
     pub(super) node: NodeId,
     pub(super) engine: u16,
-    /// Failures, at most [`MAX_FAILURES`].
     pub(super) failures: u32,
-    /// It refused: not asked again before this (busy), or at all (no such model, context).
+    /// Not asked again before this (busy, failed twice), or at all (no such model, context).
     pub(super) out_until: Mono,
 }
 
@@ -56,6 +59,8 @@ pub struct Session {
     pub(super) last_reason: Option<Reason>,
     pub(super) last_refusal: Option<WireError>,
     pub(super) busy: Option<Duration>,
+    /// The time of the latest input.
+    pub(super) now: Mono,
     /// A ranking was asked for.
     pub(super) ranking: bool,
     /// When the last one came.
@@ -86,6 +91,7 @@ impl Session {
             last_reason: None,
             last_refusal: None,
             busy: None,
+            now,
             ranking: true,
             last_rank: now,
             waiting_until: None,
@@ -102,6 +108,7 @@ impl Session {
         if self.ended {
             return;
         }
+        self.now = now;
         match input {
             Input::Candidates(candidates) => self.candidates(candidates, now),
             Input::Opened(id) => {
@@ -206,7 +213,8 @@ impl Session {
                 .tried
                 .iter()
                 .find(|t| t.node == c.node && t.engine == c.engine);
-            let fit = |t: &Tried| now >= t.out_until && t.failures < MAX_FAILURES;
+            let begun = !self.delivered.is_empty();
+            let fit = |t: &Tried| now >= t.out_until && (begun || t.failures < MAX_FAILURES);
             tried.map_or(Some(0), |t| fit(t).then_some(t.failures))
         };
         candidates
