@@ -5,7 +5,8 @@
 //! record that outlives its node (119 s after a crash) does no harm.
 //!
 //! The service is `<node id>._unamesh._udp.local.`; its TXT record holds `v` (version), `m`
-//! (the mesh, shortened), `id` (node id), `n` (the node's name) and `r` (its role). Instance
+//! (the mesh, shortened), `id` (node id), `n` (the node's name), `r` (its role) and `i` (a random
+//! number of this start, by which a node knows its own echo from a twin with the same key). Instance
 //! names are made of keys, so conflicts cannot happen and probing for them (0.8-1 s) is off:
 //! a node is resolved within milliseconds of its start.
 //!
@@ -16,6 +17,8 @@ use crate::transport::BoxFuture;
 use mdns_sd::{IfKind, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent, ServiceInfo};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{debug, trace};
@@ -42,7 +45,7 @@ impl From<mdns_sd::Error> for MdnsError {
 /// Where a node of our mesh may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hint {
-    /// Who it claims to be.
+    /// Who it claims to be. This node itself: another one announces itself under its key.
     pub node: NodeId,
     /// Data-plane addresses, at most [`MAX_ADDRS`]. IPv6 link-local ones carry their scope.
     pub addrs: Vec<SocketAddr>,
@@ -68,8 +71,25 @@ pub struct Announcement {
 /// that is said; dropping it says so without waiting.
 pub struct Announcer {
     daemon: Daemon,
-    node: NodeId,
+    me: Start,
     mesh: MeshId,
+}
+
+/// One start of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Start {
+    node: NodeId,
+    /// Random, in hexadecimal digits.
+    instance: String,
+}
+
+impl Start {
+    fn of(node: NodeId) -> Self {
+        Start {
+            node,
+            instance: format!("{:08x}", rand::random::<u32>()),
+        }
+    }
 }
 
 impl Announcer {
@@ -79,10 +99,13 @@ impl Announcer {
     /// The machine has no multicast.
     pub fn start(announcement: &Announcement) -> Result<Self, MdnsError> {
         let daemon = Daemon(ServiceDaemon::new()?);
-        daemon.0.register(service_info(announcement)?)?;
+        let me = Start::of(announcement.node);
+        daemon
+            .0
+            .register(service_info(announcement, &me.instance)?)?;
         Ok(Announcer {
             daemon,
-            node: announcement.node,
+            me,
             mesh: announcement.mesh,
         })
     }
@@ -92,7 +115,10 @@ impl Announcer {
     /// # Errors
     /// The daemon is gone or busy; the old announcement stands.
     pub fn update(&self, announcement: &Announcement) -> Result<(), MdnsError> {
-        Ok(self.daemon.0.register(service_info(announcement)?)?)
+        Ok(self
+            .daemon
+            .0
+            .register(service_info(announcement, &self.me.instance)?)?)
     }
 
     /// Looks for the other nodes of the mesh, over the same sockets. Hints go to `tx`, which
@@ -105,7 +131,7 @@ impl Announcer {
             Daemon(self.daemon.0.clone()),
             false,
             self.mesh,
-            Some(self.node),
+            Some(self.me.clone()),
             tx,
         )
     }
@@ -138,6 +164,7 @@ pub fn browse(mesh: MeshId, tx: mpsc::Sender<Hint>) -> Result<Browser, MdnsError
 pub struct Browser {
     daemon: Daemon,
     owns_daemon: bool,
+    foreign: Arc<AtomicU64>,
     _task: JoinSet<()>,
 }
 
@@ -146,14 +173,17 @@ impl Browser {
         daemon: Daemon,
         owns_daemon: bool,
         mesh: MeshId,
-        me: Option<NodeId>,
+        me: Option<Start>,
         tx: mpsc::Sender<Hint>,
     ) -> Result<Self, MdnsError> {
         let events = daemon.0.browse(SERVICE)?;
+        let foreign = Arc::new(AtomicU64::new(0));
         let mut seen = Seen {
             mesh,
             me,
             services: HashMap::new(),
+            strangers: HashSet::new(),
+            foreign: foreign.clone(),
         };
         let mut task = JoinSet::new();
         let listen: BoxFuture<()> = Box::pin(async move {
@@ -170,8 +200,14 @@ impl Browser {
         Ok(Browser {
             daemon,
             owns_daemon,
+            foreign,
             _task: task,
         })
+    }
+
+    /// How many nodes of other meshes were seen, kept up to date.
+    pub fn foreign(&self) -> Arc<AtomicU64> {
+        self.foreign.clone()
     }
 }
 
@@ -197,7 +233,7 @@ impl Daemon {
     }
 }
 
-fn service_info(announcement: &Announcement) -> Result<ServiceInfo, MdnsError> {
+fn service_info(announcement: &Announcement, instance: &str) -> Result<ServiceInfo, MdnsError> {
     let id = announcement.node.to_string();
     let txt = [
         ("v", VERSION.to_owned()),
@@ -205,6 +241,7 @@ fn service_info(announcement: &Announcement) -> Result<ServiceInfo, MdnsError> {
         ("id", id.clone()),
         ("n", cut(&announcement.name, MAX_MDNS_NAME).to_owned()),
         ("r", announcement.role.name().to_owned()),
+        ("i", instance.to_owned()),
     ];
     let (ip, port) = (announcement.listen.ip(), announcement.listen.port());
     let own = if ip.is_unspecified() {
@@ -227,8 +264,11 @@ fn service_info(announcement: &Announcement) -> Result<ServiceInfo, MdnsError> {
 /// The services of our mesh that were seen, and with which addresses.
 struct Seen {
     mesh: MeshId,
-    me: Option<NodeId>,
+    me: Option<Start>,
     services: HashMap<String, HashSet<SocketAddr>>,
+    /// Services of other meshes, to count each once.
+    strangers: HashSet<String>,
+    foreign: Arc<AtomicU64>,
 }
 
 impl Seen {
@@ -243,17 +283,19 @@ impl Seen {
         }
     }
 
-    /// A hint, if `service` is another node of our mesh at an address not seen before.
+    /// A hint, if `service` is of our mesh, not our own echo, and at an address not seen before.
     fn resolved(&mut self, service: &ResolvedService) -> Option<Hint> {
         let text = |key| service.get_property_val_str(key);
+        let fullname = service.get_fullname();
         if text("v") != Some(VERSION) || text("m") != Some(self.mesh.short().as_str()) {
+            self.stranger(fullname, text("m"));
             return None;
         }
         let node: NodeId = text("id")?.parse().ok()?;
-        if Some(node) == self.me {
+        let mine = self.me.as_ref().filter(|me| me.node == node);
+        if mine.is_some_and(|me| text("i") == Some(me.instance.as_str())) {
             return None;
         }
-        let fullname = service.get_fullname();
         if !self.services.contains_key(fullname) && self.services.len() >= MAX_PEERS {
             debug!(node = %node.short(), "more services than a mesh may have: ignored");
             return None;
@@ -274,6 +316,16 @@ impl Seen {
             .unwrap_or_default();
         let news = addrs.iter().any(|addr| !before.contains(addr));
         news.then_some(Hint { node, addrs })
+    }
+
+    fn stranger(&mut self, fullname: &str, mesh: Option<&str>) {
+        if self.strangers.len() < MAX_PEERS && self.strangers.insert(fullname.to_owned()) {
+            self.foreign.fetch_add(1, Ordering::Relaxed);
+            debug!(
+                service = fullname,
+                mesh, "a node of another mesh, or of another version"
+            );
+        }
     }
 }
 
@@ -323,14 +375,18 @@ mod tests {
     }
 
     fn resolved(announcement: &Announcement) -> ResolvedService {
-        service_info(announcement).unwrap().as_resolved_service()
+        service_info(announcement, "i1")
+            .unwrap()
+            .as_resolved_service()
     }
 
-    fn seen(mesh: MeshId, me: Option<NodeId>) -> Seen {
+    fn seen(mesh: MeshId, me: Option<Start>) -> Seen {
         Seen {
             mesh,
             me,
             services: HashMap::new(),
+            strangers: HashSet::new(),
+            foreign: Arc::default(),
         }
     }
 
@@ -369,10 +425,16 @@ mod tests {
     fn other_meshes_versions_rubbish_and_itself_are_ignored() {
         let (ours, theirs) = (MeshId([1; 32]), MeshId([2; 32]));
         let own = announcement(ours, "192.168.1.5:11400");
-        let mut seen = seen(ours, Some(own.node));
+        let me = Start {
+            node: own.node,
+            instance: "i1".into(),
+        };
+        let mut seen = seen(ours, Some(me));
         assert_eq!(seen.resolved(&resolved(&own)), None, "itself");
         let foreign = announcement(theirs, "192.168.1.6:11400");
         assert_eq!(seen.resolved(&resolved(&foreign)), None, "another mesh");
+        assert_eq!(seen.resolved(&resolved(&foreign)), None, "again");
+        assert_eq!(seen.foreign.load(Ordering::Relaxed), 1, "counted once");
         for txt in [
             vec![
                 ("v", "2".to_owned()),
@@ -391,6 +453,20 @@ mod tests {
             assert_eq!(seen.resolved(&info.as_resolved_service()), None, "{txt:?}");
         }
         assert!(seen.services.is_empty());
+    }
+
+    #[test]
+    fn a_twin_with_the_same_key_is_told() {
+        let mesh = MeshId([1; 32]);
+        let own = announcement(mesh, "192.168.1.5:11400");
+        let mut seen = seen(
+            mesh,
+            Some(Start {
+                node: own.node,
+                instance: "another start".into(),
+            }),
+        );
+        assert_eq!(seen.resolved(&resolved(&own)).unwrap().node, own.node);
     }
 
     #[test]

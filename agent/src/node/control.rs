@@ -14,7 +14,6 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
@@ -106,8 +105,8 @@ impl Control for NodeControl {
                 "disbelieved": self.verifier.disbelieved(),
             },
             "mdns": {
-                "hints": self.sightings.hints.load(Ordering::Relaxed),
-                "other_meshes": self.sightings.foreign.load(Ordering::Relaxed),
+                "hints": self.sightings.hints(),
+                "other_meshes": self.sightings.foreign(),
             },
             "findings": self.findings.list(),
         })

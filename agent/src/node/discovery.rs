@@ -7,7 +7,6 @@
 //! pool keeps the connection. The first thing sent on a fresh connection is this node's
 //! advert, so that both sides know each other one round trip after the handshake.
 
-use super::addrs;
 use super::links::Links;
 use super::table::{Input, TableHandle};
 use crate::state::LastGood;
@@ -15,8 +14,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -62,32 +61,53 @@ struct Candidate {
 /// What was seen, for `status` and `doctor`.
 #[derive(Debug, Default)]
 pub struct Sightings {
-    /// Hints from multicast DNS.
-    pub hints: AtomicU64,
-    /// Of these, nodes of another mesh.
-    pub foreign: AtomicU64,
+    hints: AtomicU64,
+    foreign_seeds: AtomicU64,
+    /// The browser's own count, once it runs.
+    foreign_services: OnceLock<Arc<AtomicU64>>,
+}
+
+impl Sightings {
+    /// Hints that came from multicast DNS.
+    pub fn hints(&self) -> u64 {
+        self.hints.load(Ordering::Relaxed)
+    }
+
+    /// Nodes of other meshes that were seen, and ignored.
+    pub fn foreign(&self) -> u64 {
+        let services = self
+            .foreign_services
+            .get()
+            .map_or(0, |n| n.load(Ordering::Relaxed));
+        services.saturating_add(self.foreign_seeds.load(Ordering::Relaxed))
+    }
+
+    /// From now on `services` counts the other meshes that multicast DNS shows.
+    pub fn count_services(&self, services: Arc<AtomicU64>) {
+        // A second browser would be a second start: there is none.
+        let _ = self.foreign_services.set(services);
+    }
 }
 
 /// The task, not started yet.
 pub struct Discovery {
     me: NodeId,
-    listen: SocketAddr,
     pool: Arc<Pool>,
     links: Arc<Links>,
     table: TableHandle,
     last_good: LastGood,
     sightings: Arc<Sightings>,
     candidates: HashMap<Who, Candidate>,
-    /// Foreign addresses under which our own id was seen and tried.
+    /// Addresses under which others use our own id, as far as they were tried.
     mirrors: HashSet<SocketAddr>,
     /// Nobody has told us yet who else is there.
     teach: Arc<AtomicBool>,
 }
 
 impl Discovery {
-    /// Looks for members on behalf of `me`, whose data plane is bound to `listen`.
+    /// Looks for members on behalf of `me`.
     pub fn new(
-        (me, listen): (NodeId, SocketAddr),
+        me: NodeId,
         pool: Arc<Pool>,
         links: Arc<Links>,
         table: TableHandle,
@@ -96,7 +116,6 @@ impl Discovery {
     ) -> Discovery {
         Discovery {
             me,
-            listen,
             pool,
             links,
             table,
@@ -166,13 +185,9 @@ impl Discovery {
         }
     }
 
-    /// Our own announcement comes back from the network; under an address that is not ours it
-    /// may be a twin. Who answers there says so in the exchange.
+    /// Somebody else announces itself under our key. Who answers there says so in the exchange.
     fn mirrored(&mut self, addrs: &[SocketAddr]) {
-        let own = addrs::own(self.listen.ip());
-        let port = self.listen.port();
-        let foreign = |a: &&SocketAddr| a.port() != port || !own.contains(&a.ip());
-        for addr in addrs.iter().filter(foreign) {
+        for addr in addrs {
             if self.mirrors.len() < MAX_ADDRS && self.mirrors.insert(*addr) {
                 self.add(Who::Node(self.me), vec![*addr]);
             }
@@ -248,7 +263,7 @@ impl Discovery {
                     warn!(seed, %reason, "a seed does not answer; trying on");
                 }
                 if matches!(&reason, LinkError::Refused(e) if is_foreign(e)) {
-                    self.sightings.foreign.fetch_add(1, Ordering::Relaxed);
+                    self.sightings.foreign_seeds.fetch_add(1, Ordering::Relaxed);
                 }
             }
             (Err(reason), Who::Node(node)) => {

@@ -17,6 +17,8 @@
 //! - [`verify`]: what an advert must prove before it gets there.
 //! - [`discovery`]: who may be where; [`links`]: adverts over connections.
 //! - [`publish`]: this node's own advert, from its first word to its goodbye.
+//! - [`start`] opens what can fail, [`wiring`] connects the parts, [`background`] has the small
+//!   tasks.
 //! - [`hooks`], [`local`], [`control`]: the node as its service, its own client and its local
 //!   API see it.
 //!
@@ -26,6 +28,7 @@
 //! goodbye to every peer, then the tasks, then the sockets.
 
 mod addrs;
+mod background;
 pub mod control;
 pub mod discovery;
 pub mod events;
@@ -41,6 +44,7 @@ pub(crate) mod test_support;
 #[cfg(test)]
 mod tests;
 pub mod verify;
+mod wiring;
 
 pub use start::StartError;
 

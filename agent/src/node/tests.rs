@@ -255,13 +255,7 @@ async fn another_mesh_stays_outside() {
     let a = home.agent("a", &[]).await;
     let stranger = next_door.agent("x", &[a.quic()]).await;
     let counted = async {
-        while stranger
-            .control()
-            .sightings
-            .foreign
-            .load(std::sync::atomic::Ordering::Relaxed)
-            == 0
-        {
+        while stranger.control().sightings.foreign() == 0 {
             tokio::task::yield_now().await;
         }
     };

@@ -23,6 +23,8 @@ const KEEP_ALIVE: Duration = Duration::from_millis(1000);
 const MAX_PENDING: u32 = 32;
 /// Bytes in flight from one peer on a stream: a few adverts.
 const MAX_STREAM_DATA: u32 = 8 * MAX_ADVERT as u32;
+/// Messages from this size on are announced as received (bytes); the announcement has some 60.
+const IDONTWANT_FROM: usize = 256;
 /// How often a free port is searched for when another program was faster.
 const PORT_TRIES: usize = 4;
 
@@ -37,7 +39,9 @@ pub(super) struct Behaviour {
 
 /// The topic of a mesh. The version of the protocol is in its name.
 pub(super) fn topic(mesh: &MeshId) -> IdentTopic {
-    IdentTopic::new(format!("/unamesh/{mesh}/1"))
+    // Eight digits do: the topic travels with every message, and strangers are kept out by
+    // the gate, not by its name.
+    IdentTopic::new(format!("/unamesh/{}/1", mesh.short()))
 }
 
 /// A subscribed swarm that listens on UDP `port` (0 = any) of every address. Tells the port.
@@ -130,6 +134,8 @@ fn gossip_config() -> Result<gossipsub::Config, gossipsub::ConfigBuilderError> {
         .heartbeat_interval(Duration::from_secs(2))
         .heartbeat_initial_delay(Duration::from_millis(500))
         .duplicate_cache_time(Duration::from_secs(120))
+        // Every advert is worth it to say "I have it": see `driver::PASS_ON_AFTER`.
+        .idontwant_message_size_threshold(IDONTWANT_FROM)
         // The same advert is the same message, whoever passes it on.
         .message_id_fn(|message: &gossipsub::Message| {
             gossipsub::MessageId::new(&Sha256::digest(&message.data)[..16])

@@ -4,15 +4,19 @@
 //! A member's [`Link`] is connected, or has a time at which it is dialed next. The lower node
 //! id dials at once and again after [`REDIAL_MIN`], doubling to [`REDIAL_MAX`]; the higher
 //! one waits [`STEP_IN`] for the other to come.
+//!
+//! An advert is taken in at once and passed on [`PASS_ON_AFTER`] later. By then the others
+//! have said that they have it (gossipsub's IDONTWANT), and in a home, where everybody got it
+//! from its author, nothing is passed on at all: that halves the traffic of an idle mesh.
 
 use super::behaviour::{Behaviour, BehaviourEvent, multiaddr, topic};
 use super::{Judge, Verdict, neighbours, peer_id};
 use futures_util::StreamExt;
-use libp2p::gossipsub::{self, IdentTopic, MessageAcceptance, PublishError};
+use libp2p::gossipsub::{self, IdentTopic, MessageAcceptance, MessageId, PublishError};
 use libp2p::swarm::SwarmEvent;
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::{Multiaddr, PeerId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +33,18 @@ const REDIAL_MIN: Duration = Duration::from_millis(250);
 const REDIAL_MAX: Duration = Duration::from_secs(15);
 /// The higher node id dials if the lower one has not come by then.
 const STEP_IN: Duration = Duration::from_secs(3);
+
+/// How long a message waits before it is passed on: the round trip of a slow Wi-Fi.
+const PASS_ON_AFTER: Duration = Duration::from_millis(25);
+/// Messages that may wait; beyond it the oldest is passed on early.
+const MAX_WAITING: usize = 256;
+
+/// A valid message on its way to others.
+struct Waiting {
+    due: Instant,
+    id: MessageId,
+    from: PeerId,
+}
 
 struct Link {
     addrs: Vec<Multiaddr>,
@@ -48,6 +64,8 @@ pub(super) struct Driver {
     judge: Arc<dyn Judge>,
     inbox: mpsc::Sender<(Advert, SignedAdvert)>,
     links: HashMap<PeerId, Link>,
+    /// Valid messages, oldest first.
+    waiting: VecDeque<Waiting>,
     /// The newest own advert, while nobody was there to take it.
     unsent: Option<Vec<u8>>,
 }
@@ -60,7 +78,7 @@ impl Driver {
         judge: Arc<dyn Judge>,
         inbox: mpsc::Sender<(Advert, SignedAdvert)>,
     ) -> Driver {
-        let (links, unsent) = (HashMap::new(), None);
+        let (links, waiting, unsent) = (HashMap::new(), VecDeque::new(), None);
         Driver {
             swarm,
             me,
@@ -68,6 +86,7 @@ impl Driver {
             judge,
             inbox,
             links,
+            waiting,
             unsent,
         }
     }
@@ -79,9 +98,9 @@ impl Driver {
         stop: CancellationToken,
     ) {
         loop {
-            let dial_at = self.next_dial();
-            let dial = async {
-                match dial_at {
+            let wake_at = self.next_wake();
+            let wake = async {
+                match wake_at {
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
@@ -97,7 +116,11 @@ impl Driver {
                     let advert = adverts.borrow_and_update().clone();
                     self.publish(advert);
                 }
-                () = dial => self.dial_due(Instant::now()),
+                () = wake => {
+                    let now = Instant::now();
+                    self.dial_due(now);
+                    self.pass_on(now);
+                }
             }
         }
     }
@@ -140,12 +163,26 @@ impl Driver {
         });
     }
 
-    fn next_dial(&self) -> Option<Instant> {
-        self.links
-            .values()
-            .filter(|l| l.needs_dial())
-            .map(|l| l.dial_at)
-            .min()
+    fn next_wake(&self) -> Option<Instant> {
+        let dials = self.links.values().filter(|l| l.needs_dial());
+        let pass_on = self.waiting.front().map(|w| w.due);
+        dials.map(|l| l.dial_at).chain(pass_on).min()
+    }
+
+    fn pass_on(&mut self, now: Instant) {
+        while let Some(waiting) = self.waiting.front() {
+            if waiting.due > now && self.waiting.len() <= MAX_WAITING {
+                return;
+            }
+            if let Some(Waiting { id, from, .. }) = self.waiting.pop_front() {
+                self.report(&id, &from, MessageAcceptance::Accept);
+            }
+        }
+    }
+
+    fn report(&mut self, id: &MessageId, from: &PeerId, acceptance: MessageAcceptance) {
+        let gossip = &mut self.swarm.behaviour_mut().gossip;
+        gossip.report_message_validation_result(id, from, acceptance);
     }
 
     fn dial_due(&mut self, now: Instant) {
@@ -188,13 +225,15 @@ impl Driver {
                 propagation_source,
                 message_id,
                 message,
-            })) => {
-                let acceptance = self.take(&message.data);
-                self.swarm
-                    .behaviour_mut()
-                    .gossip
-                    .report_message_validation_result(&message_id, &propagation_source, acceptance);
-            }
+            })) => match self.take(&message.data) {
+                MessageAcceptance::Accept => {
+                    let due = Instant::now() + PASS_ON_AFTER;
+                    let (id, from) = (message_id, propagation_source);
+                    self.waiting.push_back(Waiting { due, id, from });
+                    self.pass_on(Instant::now());
+                }
+                refusal => self.report(&message_id, &propagation_source, refusal),
+            },
             SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Subscribed {
                 ..
             })) => {
@@ -202,11 +241,24 @@ impl Driver {
                     self.publish(advert);
                 }
             }
-            SwarmEvent::ConnectionEstablished { peer_id, .. } => {
-                debug!(peer = %peer_id, "gossip link up");
-                if let Some(link) = self.links.get_mut(&peer_id) {
-                    link.connected = true;
-                    link.backoff = REDIAL_MIN;
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                num_established,
+                ..
+            } => {
+                let dialed = endpoint.is_dialer();
+                debug!(peer = %peer_id, dialed, "gossip link up");
+                let Some(link) = self.links.get_mut(&peer_id) else {
+                    return;
+                };
+                link.connected = true;
+                link.backoff = REDIAL_MIN;
+                // A second connection only costs keep-alives. One side decides, so that the
+                // two never close one each.
+                if link.ours && num_established.get() > 1 {
+                    self.swarm.close_connection(connection_id);
                 }
             }
             SwarmEvent::ConnectionClosed {
