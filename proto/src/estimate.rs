@@ -2,8 +2,8 @@
 //!
 //! Time to first token grows with the prompt, so it is a line: an intercept (empty prompt) and
 //! a slope (for each 1,000 tokens). Both come from weighted least squares over exponentially
-//! fading samples: five sums, no history. A sample counts [`FADE`] of the next one's weight,
-//! and halves again every [`HALF_LIFE`] of wall-clock time, so that an old machine's figures
+//! fading samples: five sums, no history. A sample counts `FADE` of the next one's weight,
+//! and halves again every `HALF_LIFE` of wall-clock time, so that an old machine's figures
 //! give way at once when it is used again. Until prompts of different lengths were seen, the
 //! slope is 0 ("not learned") and the intercept is the mean.
 //!

@@ -1,8 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 use super::*;
 use crate::table::Path;
+use crate::table::{Liveness, Peer};
 use crate::testing::{addr, advert_of, engine, model, node, unsigned};
-use crate::wire::{Gpu, PathKind, Role};
+use crate::wire::{Advert, Gpu, Health, NodeState, PathKind, Residency, Role, Stats};
 use std::sync::Arc;
 
 const NEED: Need<'static> = Need {
