@@ -6,15 +6,23 @@ use super::context::Context;
 use super::error::{CliError, NO_AGENT};
 use super::local::Local;
 use super::output::{BAD, Out, Table, cell};
+use crate::engine::{Engine, EngineError, EngineInfo, EngineStream};
+use crate::node::Agent;
 use crate::state::{AdminToken, AgentInfo, StateDir, StateLock};
 use axum::Router;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::routing::any;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use unamesh_proto::wire::{
+    EngineKind, GenerateRequest, Health, ModelAdvert, ModelKind, Residency, Stats,
+};
 
 /// A state directory as a running agent leaves it, and the agent's answers.
 struct Fake {
@@ -193,4 +201,133 @@ fn errors_are_json_for_scripts() {
     let expected =
         json!({"error": {"code": "no_agent", "message": "none", "next": ["unamesh up"]}});
     assert_eq!(error.json(), expected);
+}
+
+/// An engine with one model that answers nothing: its description is enough.
+struct Described;
+
+#[async_trait::async_trait]
+impl Engine for Described {
+    fn name(&self) -> &str {
+        "described"
+    }
+    fn kind(&self) -> EngineKind {
+        EngineKind::LlamaCpp
+    }
+    async fn describe(&self) -> Result<EngineInfo, EngineError> {
+        let model = ModelAdvert {
+            engine: 0,
+            name: "m".into(),
+            digest: "d".into(),
+            family: "f".into(),
+            quantization: "q".into(),
+            size: 1,
+            context: 1,
+            kind: ModelKind::Llm,
+            residency: Residency::Loaded,
+            load_eta_ms: 0,
+            token_ids: true,
+            stats: Stats::default(),
+        };
+        Ok(EngineInfo {
+            health: Health::Ok,
+            slots: 1,
+            models: vec![model],
+            version: String::new(),
+        })
+    }
+    async fn generate(&self, _: Arc<GenerateRequest>) -> Result<EngineStream, EngineError> {
+        Err(EngineError::Busy {
+            engine: "described".into(),
+        })
+    }
+}
+
+/// Every key in `value`, however deep.
+fn keys(value: &Value, into: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                into.insert(key.clone());
+                keys(value, into);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| keys(item, into)),
+        _ => {}
+    }
+}
+
+/// A real agent, asked as the commands ask it: PROTOCOL.md names every key it answers with.
+#[tokio::test]
+async fn the_keys_of_every_answer_are_documented() {
+    let document = include_str!("../../../proto/PROTOCOL.md");
+    let (_, section) = document.split_once("## JSON output").unwrap();
+    let words = |text: &str| -> BTreeSet<String> {
+        text.split(|c: char| !c.is_alphanumeric() && c != '_')
+            .map(str::to_owned)
+            .collect()
+    };
+    let stats = words(section.lines().last().unwrap());
+
+    let dir = tempfile::tempdir().unwrap();
+    crate::ca::init(dir.path(), "home", "desk", unamesh_client::clock::wall()).unwrap();
+    let mut config = crate::config::Config::default();
+    config.gateway.listen = "127.0.0.1:0".parse().unwrap();
+    config.mesh.listen = "127.0.0.1:0".parse().unwrap();
+    config.mesh.mdns = false;
+    config.engines.detect = false;
+    let state = StateDir::open(dir.path()).unwrap();
+    let agent = Agent::start_with(config, state, vec![Arc::new(Described)])
+        .await
+        .unwrap();
+    let context = Context::new(Global {
+        state: Some(dir.path().into()),
+        ..Global::default()
+    });
+    let found = async {
+        loop {
+            if let Ok(local) = Local::find(&context)
+                && local
+                    .get("models")
+                    .await
+                    .is_ok_and(|models| models != json!([]))
+            {
+                return local;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let local = tokio::time::timeout(Duration::from_secs(20), found)
+        .await
+        .unwrap();
+    let invite = json!({"role": "client", "valid_for_s": 5, "uses": 1});
+    let answers = [
+        ("status", local.get("status").await),
+        ("peers", local.get("peers").await),
+        ("models", local.get("models").await),
+        ("engines", local.get("engines").await),
+        ("why", local.get("why?model=m").await),
+        ("ping", local.post("ping", &json!({})).await),
+        ("invite", local.post("invite", &invite).await),
+        (
+            "drain",
+            local.post("drain", &json!({"deadline_ms": 1})).await,
+        ),
+    ];
+    for (command, answer) in answers {
+        let row = section
+            .lines()
+            .find(|l| l.starts_with(&format!("| `{command}")))
+            .unwrap();
+        let documented = &words(row) | &stats;
+        let mut found = BTreeSet::new();
+        keys(&answer.unwrap(), &mut found);
+        let missing: Vec<_> = found.difference(&documented).collect();
+        assert!(
+            missing.is_empty(),
+            "{command}: PROTOCOL.md does not name {missing:?}"
+        );
+        assert!(!found.is_empty(), "{command}");
+    }
+    agent.shutdown(Duration::ZERO).await;
 }
