@@ -69,9 +69,11 @@ fn wanted(pool: &Pool, snapshot: &Snapshot) -> HashSet<NodeId> {
     nodes
 }
 
-/// Wakes the keepers of peers that were restarted or have new addresses.
+/// Wakes the keepers of peers that were restarted or have new addresses. The connection of a
+/// peer that was restarted leads to a process that is no more, which a probe would find out
+/// only after its time-out: it is doubted at once.
 fn wake_changed(
-    pool: &Pool,
+    pool: &Arc<Pool>,
     snapshot: &Snapshot,
     seen: &mut HashMap<NodeId, (u64, Vec<SocketAddr>)>,
 ) {
@@ -80,12 +82,18 @@ fn wake_changed(
         let mut addrs: Vec<SocketAddr> = peer.paths.iter().map(|p| p.addr).collect();
         addrs.sort_unstable();
         let now = (peer.advert.epoch, addrs);
-        if seen.get(&peer.advert.node) != Some(&now) {
-            seen.insert(peer.advert.node, now);
-            if let Some(entry) = lock(&pool.entries).get(&peer.advert.node) {
-                entry.wake.notify_one();
-            }
+        if seen.get(&peer.advert.node) == Some(&now) {
+            continue;
         }
+        let epoch = now.0;
+        let before = seen.insert(peer.advert.node, now);
+        let entry = lock(&pool.entries).get(&peer.advert.node).cloned();
+        let Some(entry) = entry else { continue };
+        let restarted = before.is_some_and(|(old, _)| old != epoch);
+        if restarted && entry.live().is_some_and(|c| entry.doubt(&c)) {
+            pool.start_dial(&entry, super::ANY_RANK);
+        }
+        entry.wake.notify_one();
     }
 }
 
