@@ -291,11 +291,18 @@ impl Pool {
     /// Dials until no better path can answer any more. Returns the error if none did.
     async fn race(&self, entry: &Entry, below: u8) -> Option<LinkError> {
         let node = entry.node;
-        let mut addrs = self.addresses(node);
-        addrs.retain(|addr| kind_rank(*addr) < below);
-        let mut race = Race::new(&self.endpoint, node.dns_name(), addrs);
+        let mut table = self.table.clone();
+        let mut race = Race::new(&self.endpoint, node.dns_name(), self.addresses(node, below));
         let (mut errors, mut won) = (Vec::new(), false);
-        while let Some((addr, dialed)) = race.next().await {
+        loop {
+            let next = tokio::select! {
+                next = race.next() => next,
+                Ok(()) = table.changed() => {
+                    race.add(self.addresses(node, below));
+                    continue;
+                }
+            };
+            let Some((addr, dialed)) = next else { break };
             self.report_dial(node, addr, &dialed);
             match dialed {
                 Ok(connection) => {
@@ -309,8 +316,8 @@ impl Pool {
         (!won).then(|| unreachable(node, errors))
     }
 
-    /// Where `node` may be, best first.
-    fn addresses(&self, node: NodeId) -> Vec<SocketAddr> {
+    /// Where `node` may be, best first, on paths of a rank below `below`.
+    fn addresses(&self, node: NodeId, below: u8) -> Vec<SocketAddr> {
         let table = self.table.borrow();
         let Some(peer) = table.get(&node) else {
             return Vec::new();
@@ -321,6 +328,7 @@ impl Pool {
                 addrs.push(addr);
             }
         }
+        addrs.retain(|addr| kind_rank(*addr) < below);
         addrs.truncate(limits::MAX_ADDRS);
         addrs
     }

@@ -2,7 +2,8 @@
 //!
 //! The addresses start in order of preference, [`timeouts::RACE_STEP`] apart, or at once when
 //! the one before has failed. So a good first path is the only one tried, and a dead first
-//! path costs one step, not its time-out.
+//! path costs one step, not its time-out. An address that is learned while the race is on runs
+//! at once: those before it may be of a process that is no more.
 
 use super::kind_rank;
 use crate::endpoint::{CLOSE_NORMAL, link_error};
@@ -21,6 +22,8 @@ type Dialed = (SocketAddr, Result<Connection, LinkError>);
 pub(crate) struct Race {
     endpoint: Endpoint,
     name: String,
+    /// All that ever were in the race.
+    known: Vec<SocketAddr>,
     waiting: VecDeque<SocketAddr>,
     running: FuturesUnordered<BoxFuture<Dialed>>,
     /// The ranks of those that run.
@@ -36,11 +39,22 @@ impl Race {
         Race {
             endpoint: endpoint.clone(),
             name,
-            waiting: addrs.into(),
+            waiting: addrs.clone().into(),
+            known: addrs,
             running: FuturesUnordered::new(),
             ranks: Vec::new(),
             next_start: Instant::now(),
             worst: u8::MAX,
+        }
+    }
+
+    /// More is known: addresses that are new to the race start at once.
+    pub(crate) fn add(&mut self, addrs: Vec<SocketAddr>) {
+        for addr in addrs {
+            if !self.known.contains(&addr) && kind_rank(addr) < self.worst {
+                self.known.push(addr);
+                self.start(addr);
+            }
         }
     }
 
@@ -85,13 +99,17 @@ impl Race {
         let Some(addr) = self.waiting.pop_front() else {
             return false;
         };
+        self.start(addr);
+        true
+    }
+
+    fn start(&mut self, addr: SocketAddr) {
         self.ranks.push(kind_rank(addr));
         let (endpoint, name) = (self.endpoint.clone(), self.name.clone());
         self.running.push(Box::pin(async move {
             (addr, dial(&endpoint, &name, addr).await)
         }));
         self.next_start = Instant::now() + timeouts::RACE_STEP;
-        true
     }
 }
 

@@ -183,6 +183,24 @@ async fn a_dead_path_costs_a_step_and_not_its_timeout() {
 }
 
 #[tokio::test]
+async fn an_address_learned_while_dialing_is_tried_at_once() {
+    let ca = TestCa::new();
+    let server = server(&ca);
+    let (_silent, dead) = blackhole();
+    let client = Client::new(&ca, &[(server.node(), &[dead])]);
+    let start = Instant::now();
+    let dialing = client.pool.connection(server.node());
+    let learned = async {
+        tokio::time::sleep(timeouts::RACE_STEP).await;
+        let addrs: &[SocketAddr] = &[dead, server.addr];
+        client.table.send_replace(table(&[(server.node(), addrs)]));
+    };
+    let (connection, ()) = soon(async { tokio::join!(dialing, learned) }).await;
+    connection.unwrap();
+    assert!(start.elapsed() < timeouts::DIAL, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
 async fn an_unreachable_peer_names_each_path() {
     let ca = TestCa::new();
     let node = ca.member(Role::Agent).node();
