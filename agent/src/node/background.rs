@@ -9,6 +9,7 @@ use super::links::Links;
 use super::verify::Twins;
 use crate::ca::Welcome;
 use crate::capacity::{self, Sampler};
+use crate::engine::registry::{Catalog, Registry};
 use crate::swarm::Swarm;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -87,6 +88,27 @@ pub(super) async fn speak_mdns(
     }
 }
 
+/// Tells listeners when an engine's health changed, or models came or went.
+pub(super) async fn tell_engines(registry: Arc<Registry>, events: Events, stop: CancellationToken) {
+    let told = |catalog: &Catalog| {
+        let engines = catalog.engines.iter();
+        let models = catalog.models.iter();
+        json!({
+            "engines": engines.map(|e| json!({ "name": e.name, "health": e.health })).collect::<Vec<_>>(),
+            "models": models.map(|m| &m.name).collect::<Vec<_>>(),
+        })
+    };
+    let mut catalogs = registry.changes();
+    let mut last = told(&catalogs.borrow_and_update());
+    while let Some(Ok(())) = stop.run_until_cancelled(catalogs.changed()).await {
+        let now = told(&catalogs.borrow_and_update());
+        if now != last {
+            events.emit("engines", now.clone());
+            last = now;
+        }
+    }
+}
+
 /// The gate of the swarm: whoever is in the table, whose entries all passed the
 /// [`Verifier`]. Dialed at the addresses of the data plane, those that worked first.
 pub(super) async fn follow_members(
@@ -139,7 +161,7 @@ pub(super) async fn report_twins(
 ) {
     while let Some(Some(twins)) = stop.run_until_cancelled(found.recv()).await {
         let (node, name) = (twins.older.node, &twins.older.name);
-        warn!(node = %node.short(), %name, "two agents of the mesh run with one key");
+        warn!(node = %node.short(), %name, "two agents of the mesh run with the same key");
         events.emit("twin_key", json!({ "node": node, "name": name }));
         links.warn_twin(&twins.older, twins.newer);
         if stop

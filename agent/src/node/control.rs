@@ -21,7 +21,7 @@ use unamesh_client::clock;
 use unamesh_client::pool::Pool;
 use unamesh_proto::NodeId;
 use unamesh_proto::table::{Liveness, Peer};
-use unamesh_proto::wire::{NodeState, Role};
+use unamesh_proto::wire::{Addr, NodeState, Role};
 
 /// The node, as its local API sees it.
 pub struct NodeControl {
@@ -60,24 +60,14 @@ impl Control for NodeControl {
     fn status(&self) -> Value {
         let credentials = &self.identity.credentials;
         let snapshot = Arc::clone(&self.table.snapshot().borrow());
-        let others = || {
-            snapshot
-                .peers
-                .iter()
-                .filter(|p| Some(p.advert.node) != snapshot.me)
-        };
+        let me = self.identity.life.node;
+        let others = || snapshot.peers.iter().filter(|p| p.advert.node != me);
         let count = |l: Liveness| others().filter(|p| p.liveness == l).count();
-        let own = snapshot.get(&self.identity.life.node);
-        let addrs = own.map(|p| {
-            p.advert
-                .addrs
-                .iter()
-                .map(|a| a.socket())
-                .collect::<Vec<_>>()
-        });
+        let own = snapshot.get(&me).map(|p| p.advert.addrs.iter());
+        let addrs: Vec<SocketAddr> = own.into_iter().flatten().map(Addr::socket).collect();
         let catalog = self.registry.catalog();
         json!({
-            "node": self.identity.life.node,
+            "node": me,
             "name": self.identity.name,
             "version": version(),
             "role": credentials.role,
@@ -90,7 +80,7 @@ impl Control for NodeControl {
             "gateway": self.gateway,
             "quic": self.identity.listen,
             "swarm_port": self.swarm_port,
-            "addrs": addrs.unwrap_or_default(),
+            "addrs": addrs,
             "can_invite": self.inviter.is_some(),
             "peers": {
                 "alive": count(Liveness::Alive),
@@ -138,7 +128,7 @@ impl Control for NodeControl {
                 })).collect::<Vec<_>>(),
             })
         });
-        json!({ "engines": engines.collect::<Vec<_>>() })
+        engines.collect()
     }
 
     fn events(&self) -> broadcast::Receiver<Arc<Value>> {
@@ -168,7 +158,7 @@ impl Control for NodeControl {
             return Err(ControlError::not_found(text));
         }
         let peers = join_all(asked.into_iter().map(|peer| self.ping_peer(peer))).await;
-        Ok(json!({ "peers": peers }))
+        Ok(Value::Array(peers))
     }
 
     async fn invite(&self, options: InviteOptions) -> Result<Value, ControlError> {

@@ -259,11 +259,18 @@ impl Discovery {
                 self.candidates.remove(&who);
             }
             (Err(reason), Who::Seed(seed)) => {
-                if candidate.dials == 1 {
-                    warn!(seed, %reason, "a seed does not answer; trying on");
-                }
-                if matches!(&reason, LinkError::Refused(e) if is_foreign(e)) {
+                let foreign = matches!(&reason, LinkError::Refused(e) if is_foreign(e));
+                if foreign {
                     self.sightings.foreign_seeds.fetch_add(1, Ordering::Relaxed);
+                }
+                match (candidate.dials, foreign) {
+                    (1, true) => warn!(
+                        seed, %reason,
+                        "this seed belongs to another mesh and is ignored: remove it from \
+                         [mesh] seeds, or join that mesh with a link of its own"
+                    ),
+                    (1, false) => warn!(seed, %reason, "a seed does not answer; trying on"),
+                    _ => {}
                 }
             }
             (Err(reason), Who::Node(node)) => {

@@ -57,6 +57,7 @@ impl Hooks for NodeHooks {
         }
         let direct = advert.node == from.node;
         if direct {
+            self.verifier.spoke(&advert);
             // It gets our word as the answer.
             self.met.note(from.node);
         }

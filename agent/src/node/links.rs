@@ -113,7 +113,7 @@ impl Links {
 
     /// Exchanges adverts with `node` in a task of its own, over its connection (dialed if
     /// there is none). A failure is only logged: probes and gossip go on.
-    fn exchange(self: &Arc<Self>, node: NodeId) {
+    pub fn exchange(self: &Arc<Self>, node: NodeId) {
         let links = Arc::clone(self);
         self.tasks.spawn(async move {
             let exchanged = async {
@@ -162,6 +162,7 @@ impl Links {
             ));
         }
         if node != self.me {
+            self.verifier.spoke(&advert);
             self.met.note(node);
             self.table
                 .tell(Input::Hint(node, canonical(connection.remote_address())));

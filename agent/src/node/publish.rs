@@ -33,6 +33,9 @@ use unamesh_proto::timeouts::{ADVERT_DEBOUNCE, ADVERT_EVERY, ADVERT_EVERY_MAX};
 use unamesh_proto::wire::codec;
 use unamesh_proto::wire::{Addr, Advert, DecodeError, Hardware, NodeState, SignedAdvert};
 
+/// How often to look whether the machine's addresses have changed.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
 /// Where this node is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Phase {
@@ -143,7 +146,8 @@ impl Publisher {
                 Ok(()) = catalog.changed() => false,
                 Ok(()) = load.changed() => false,
                 Ok(()) = hardware.changed() => false,
-                () = tokio::time::sleep_until(said_at + repeat) => false,
+                // Nothing tells when a cable is pulled or a Wi-Fi joined: look.
+                () = tokio::time::sleep(LOOK_EVERY) => false,
             };
             if !urgent {
                 // Also lets a change that comes with another one (load and catalog) join it.

@@ -16,7 +16,7 @@ use tracing::{debug, info};
 use unamesh_client::clock;
 use unamesh_client::pool::PathReport;
 use unamesh_proto::NodeId;
-use unamesh_proto::table::{Counters, Merged, Snapshot, Table, TableEvent};
+use unamesh_proto::table::{Counters, Liveness, Merged, Peer, Snapshot, Table, TableEvent};
 use unamesh_proto::wire::{Advert, SignedAdvert};
 
 /// Inputs that may wait. A sender that finds it full waits, or drops what repeats itself.
@@ -77,6 +77,8 @@ pub struct TableTask {
     snapshots: watch::Sender<Arc<Snapshot>>,
     counters: Arc<Mutex<Counters>>,
     events: Events,
+    /// Started anew while they seemed alive.
+    renewed: Vec<NodeId>,
 }
 
 /// A table of the node `me`: how to reach it, and the task to run.
@@ -98,6 +100,7 @@ pub fn table(me: NodeId, events: Events) -> (TableHandle, TableTask) {
             snapshots,
             counters,
             events,
+            renewed: Vec::new(),
         },
     )
 }
@@ -156,10 +159,15 @@ impl TableTask {
     }
 
     fn merge(&mut self, advert: Advert, signed: SignedAdvert, direct: bool) {
-        let (node, name) = (advert.node, advert.name.clone());
+        let (node, name, epoch) = (advert.node, advert.name.clone(), advert.epoch);
         let merged = self
             .table
             .merge(advert, signed, direct, clock::mono(), clock::wall());
+        let known = self.table.snapshot();
+        let alive = |p: &Arc<Peer>| p.liveness == Liveness::Alive && p.advert.epoch < epoch;
+        if merged == Merged::Updated && known.get(&node).is_some_and(alive) {
+            self.renewed.push(node);
+        }
         if merged == Merged::OutsideWindow {
             info!(node = %node.short(), %name, "its clock is off by more than a day: ignored");
         }
@@ -180,6 +188,10 @@ impl TableTask {
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = self.table.counters();
         if let Some(snapshot) = &after {
             self.snapshots.send_replace(Arc::clone(snapshot));
+        }
+        // A restart, most likely. But if the old connection still answers, it is a twin.
+        for node in self.renewed.drain(..) {
+            links.exchange(node);
         }
         while let Some(event) = self.table.poll() {
             self.tell(event, &before, after.as_ref().unwrap_or(&before), verifier);

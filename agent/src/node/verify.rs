@@ -130,7 +130,7 @@ impl Verifier {
         self.findings.raise(
             Finding::TwinKey,
             format!(
-                "another agent runs with the key of this node ({node}): {evidence}. Requests \
+                "another agent runs with the same key as this node ({node}): {evidence}. Requests \
                  reach one or the other by chance. Stop one of them, delete node.key and \
                  node.crt in its state directory, and let it join again (unamesh join)"
             ),
@@ -149,7 +149,7 @@ impl Verifier {
         if advert.node == self.life.node {
             self.look_for_own_twin(&advert);
         } else {
-            self.look_for_twins(&advert);
+            self.look_for_twins(&advert, false);
         }
         Ok(advert)
     }
@@ -175,24 +175,29 @@ impl Verifier {
 }
 
 impl Verifier {
-    /// A node has started anew, and yet its earlier life goes on speaking: two agents run with
-    /// one key. Neither hears of the other by itself, so it falls to us to tell the older one.
-    fn look_for_twins(&self, advert: &Advert) {
+    /// `advert` came over its node's own connection just now. If that node has started anew in
+    /// the meantime as far as the mesh knows, two agents run with one key, and neither hears
+    /// of the other by itself: it falls to us to tell.
+    pub fn spoke(&self, advert: &Advert) {
+        self.look_for_twins(advert, true);
+    }
+
+    /// `live`: it surely spoke just now. Else an old word that goes round may be older than
+    /// the new start (an epoch is the wall clock of a start), and a stopping agent has some
+    /// time to go.
+    fn look_for_twins(&self, advert: &Advert, live: bool) {
         let Some(known) = self.snapshot.borrow().get(&advert.node).cloned() else {
             return;
         };
-        // An epoch is the wall clock of a start; a stopping agent has some time to go.
         let overlap = advert.wall_ms.saturating_sub(known.advert.epoch);
         let both = advert.epoch < known.advert.epoch
             && advert.state == NodeState::Up
-            && overlap > OVERLAP_MS;
-        if both {
+            && (live || overlap > OVERLAP_MS);
+        if both && advert.node != self.life.node {
             let newer = Arc::clone(&known.signed);
+            let older = advert.clone();
             // Full: several reports wait already, and this one comes again.
-            let _ = self.twins.try_send(Twins {
-                older: advert.clone(),
-                newer,
-            });
+            let _ = self.twins.try_send(Twins { older, newer });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Connecting the parts of an agent with each other.
 
 use super::Agent;
-use super::background::{MeshWelcome, follow_members, report_twins, speak_mdns};
+use super::background::{MeshWelcome, follow_members, report_twins, speak_mdns, tell_engines};
 use super::control::NodeControl;
 use super::discovery::{Discovery, Sightings};
 use super::events::Events;
@@ -230,6 +230,9 @@ impl Wiring {
     }
 
     fn serve(&self, mesh: &Mesh, opened: &Opened) {
+        let (registry, events) = (Arc::clone(&self.registry), mesh.events.clone());
+        self.tasks
+            .spawn(tell_engines(registry, events, self.stop.clone()));
         let hooks = Arc::new(NodeHooks {
             table: mesh.table.clone(),
             verifier: Arc::clone(&mesh.verifier),
