@@ -59,7 +59,7 @@ impl Default for Sources {
     }
 }
 
-/// Reads the machine. Blocking, but short: some 0.1 ms without a GPU.
+/// Reads the machine. Blocking, but short: well below a millisecond without a GPU.
 pub struct Sampler {
     sources: Sources,
     system: Option<System>,
