@@ -52,8 +52,10 @@ pub struct Change {
 pub struct Answer {
     /// In the order in which they came.
     pub pieces: Vec<Piece>,
-    /// If the agent changed.
+    /// The change of the agent by the kill.
     pub change: Option<Change>,
+    /// Other changes: on a machine that is busy otherwise, an agent may fall silent unkilled.
+    pub other_changes: u32,
 }
 
 impl Answer {
@@ -105,52 +107,34 @@ impl<'a> Asker<'a> {
     pub async fn ask(self, kill: Option<Kill>, show: &Show) -> Result<Answer, DemoError> {
         let mut stream = self.mesh.client.generate(self.request);
         let mut answer = Answer::default();
-        let mut victim = String::new();
-        let mut kill = kill;
+        let mut answering = String::new();
+        let mut killed = false;
         while let Some(event) = stream.next().await {
             match event {
                 Event::Started { peer, why } => {
                     show.started(&peer.name, &why)?;
-                    victim = peer.name;
+                    answering = peer.name;
                 }
-                Event::Token {
-                    index,
-                    text,
-                    tokens,
-                    ..
-                } => {
+                Event::Token { index, text, tokens, .. } => {
                     let after_seam = answer.change.is_some();
                     show.piece(&text, after_seam)?;
-                    answer.pieces.push(Piece {
-                        index,
-                        text,
-                        tokens,
-                        after_seam,
-                    });
-                    if kill.is_some_and(|kill| answer.tokens() >= kill.after_tokens) {
-                        kill = None;
-                        self.mesh.kill(&victim);
+                    answer.pieces.push(Piece { index, text, tokens, after_seam });
+                    if !killed && kill.is_some_and(|kill| answer.tokens() >= kill.after_tokens) {
+                        killed = true;
+                        self.mesh.kill(&answering);
                     }
                 }
-                Event::PeerChanged {
-                    from,
-                    to,
-                    seam,
-                    gap,
-                    backup_ttft,
-                    reason,
-                } => {
+                Event::PeerChanged { from, to, seam, gap, backup_ttft, reason } => {
+                    let by_kill = killed && from.name == answering && answer.change.is_none();
                     let (from, to) = (from.name, to.name);
-                    let change = Change {
-                        from,
-                        to,
-                        seam,
-                        gap,
-                        backup_ttft,
-                        reason,
-                    };
-                    show.seam(&change)?;
-                    answer.change = Some(change);
+                    answering.clone_from(&to);
+                    let change = Change { from, to, seam, gap, backup_ttft, reason };
+                    show.seam(&change, by_kill)?;
+                    if by_kill {
+                        answer.change = Some(change);
+                    } else {
+                        answer.other_changes += 1;
+                    }
                 }
                 Event::Progress { .. } => {}
                 Event::Done { .. } => {

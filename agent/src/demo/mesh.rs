@@ -9,7 +9,7 @@ use crate::engine::http::Http;
 use crate::state::{AdminToken, AgentInfo, StateDir};
 use serde_json::Value;
 use std::fs::File;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -216,7 +216,9 @@ impl Machine {
                 ..GatewayConfig::default()
             },
             mesh: MeshConfig {
-                listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+                // One port for its life, as a real machine has: restarted on the same one, an
+                // agent tells those who knew it that their connections are void.
+                listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, free_udp_port()?)),
                 ..MeshConfig::default()
             },
             engines: EnginesConfig { detect: false },
@@ -466,6 +468,12 @@ async fn within<T>(
     tokio::time::timeout(limit, work)
         .await
         .unwrap_or_else(|_| Err(late()))
+}
+
+fn free_udp_port() -> Result<u16, DemoError> {
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    let port = UdpSocket::bind(any).and_then(|socket| socket.local_addr());
+    port.map(|addr| addr.port()).map_err(|error| DemoError::File { path: "udp".into(), error })
 }
 
 fn read_info(dir: &Path) -> Option<AgentInfo> {

@@ -298,6 +298,7 @@ mod tests {
         Answer {
             pieces: (0..tokens).map(piece).collect(),
             change: interrupted.then_some(change),
+            other_changes: 0,
         }
     }
 

@@ -118,11 +118,12 @@ impl Show {
         self.print(&styled(text, style))
     }
 
-    /// Another agent goes on.
-    pub fn seam(&self, change: &Change) -> Result<(), DemoError> {
+    /// Another agent goes on, since the one before was killed (or fell silent by itself).
+    pub fn seam(&self, change: &Change, by_kill: bool) -> Result<(), DemoError> {
         let (from, to, gap) = (&change.from, &change.to, in_ms(change.gap));
+        let what = if by_kill { "killed" } else { "fell silent" };
         self.print(&format!(
-            "{BAD}[{from} killed]{BAD:#}{DIM}[{gap}]{DIM:#}{GOOD}[{to} goes on]{GOOD:#}"
+            "{BAD}[{from} {what}]{BAD:#}{DIM}[{gap}]{DIM:#}{GOOD}[{to} goes on]{GOOD:#}"
         ))
     }
 

@@ -68,6 +68,7 @@ impl Run {
             "tokens_doubled": self.doubled,
             "identical": self.identical,
             "differs_at": self.differs_at,
+            "other_changes": self.answer.other_changes,
         });
         if let (Some(change), Value::Object(fields)) = (&self.answer.change, &mut run) {
             fields.insert("from".to_owned(), json!(change.from));
@@ -244,6 +245,7 @@ mod tests {
         Answer {
             pieces: pieces.iter().map(piece).collect(),
             change: Some(change),
+            other_changes: 0,
         }
     }
 
