@@ -43,6 +43,8 @@ def parameters(xllamacpp, args):
     params.cpuparams_batch.n_threads = args.threads
     if args.ubatch:
         params.n_ubatch = args.ubatch
+        # Prompts in as small steps: the server tells its progress after each, and another slot gets its turn.
+        params.n_batch = args.ubatch
     params.n_threads_http = 8
     params.endpoint_slots = True
     params.endpoint_props = True
