@@ -70,7 +70,7 @@ impl Mesh {
         let discovery = began.elapsed();
         show.step("waiting for the engines")?;
         let client = MeshClient::connect(ClientConfig {
-            state_dir: guest.dir,
+            state_dir: guest.dir.clone(),
             seeds: texts(&joined["seeds"]),
             mdns: true,
         })?;
@@ -144,6 +144,13 @@ impl Mesh {
             .map(drop)
     }
 
+    /// Lets go of the processes: they outlive the demo.
+    pub fn leave(mut self) {
+        for machine in &mut self.machines {
+            machine.child = None;
+        }
+    }
+
     /// What stays after `--keep`, for scripts.
     pub fn kept(&self) -> Value {
         let machine = |m: &Machine| {
@@ -183,7 +190,7 @@ impl Mesh {
     }
 }
 
-/// One agent.
+/// One agent. Dropping it kills the process, and its engine ends with it.
 struct Machine {
     name: &'static str,
     dir: PathBuf,
@@ -265,7 +272,7 @@ impl Machine {
                 command.env_remove(name);
             }
         }
-        command.stdin(Stdio::null()).kill_on_drop(true);
+        command.stdin(Stdio::null());
         Ok(command)
     }
 
@@ -396,6 +403,15 @@ impl Machine {
     fn signal(&self, signal: Signal) {
         if let Some(pid) = self.pid() {
             send(pid, signal);
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // It may have ended already.
+            let _ = child.start_kill();
         }
     }
 }

@@ -123,7 +123,11 @@ pub async fn run(args: &DemoArgs, out: Out) -> Result<(), DemoError> {
     let story = async {
         let engines = Engines::choose(args, &show).await?;
         let mesh = mesh.insert(Mesh::start(&home, engines, &show).await?);
-        tell(args, mesh, &show).await
+        let report = tell(args, mesh, &show).await?;
+        if args.keep {
+            mesh.restore().await?;
+        }
+        Ok(report)
     };
     let told = tokio::select! {
         told = story => told,
@@ -133,7 +137,9 @@ pub async fn run(args: &DemoArgs, out: Out) -> Result<(), DemoError> {
         (Ok(report), Some(mesh)) if args.keep => {
             home.keep();
             show.report(&report.with_mesh(mesh.kept()))?;
-            show.kept(&mesh, home.path())
+            show.kept(&mesh, home.path())?;
+            mesh.leave();
+            Ok(())
         }
         (told, mesh) => {
             if let Some(mesh) = mesh {
