@@ -31,6 +31,9 @@ const PENALTY: Duration = Duration::from_secs(5);
 /// English text has about four bytes a token; used where the caller knows no better.
 const BYTES_PER_TOKEN: usize = 4;
 
+/// No text makes longer tokens than this on average.
+const MAX_BYTES_PER_TOKEN: usize = 12;
+
 /// A request for text.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -77,7 +80,17 @@ impl Request {
             },
             digest: None,
             sticky,
+            prompt_at_least: self.prompt_at_least(),
             needs_token_ids: false,
+        }
+    }
+
+    /// What the prompt surely has: pictures count for few tokens however long their text is.
+    fn prompt_at_least(&self) -> u32 {
+        match self.prompt_tokens {
+            0 if self.input.contains(";base64,") => 0,
+            0 => u32::try_from(self.input.len() / MAX_BYTES_PER_TOKEN).unwrap_or(u32::MAX),
+            tokens => tokens,
         }
     }
 }
@@ -455,11 +468,26 @@ impl Shared {
     pub fn nobody_has(&self, request: &Request) -> ClientError {
         let snapshot = self.table.borrow().clone();
         let model = request.model.clone();
-        let known = snapshot
-            .peers
-            .iter()
-            .flat_map(|p| &p.advert.models)
-            .any(|m| m.name == model);
+        let models = || snapshot.peers.iter().flat_map(|p| &p.advert.models);
+        let fits = request.need(None);
+        let any = Need {
+            prompt_at_least: 0,
+            ..fits
+        };
+        let ranked = |need| rank(&snapshot, need, clock::mono()).ranked;
+        if ranked(&fits).is_empty()
+            && let Some(best) = ranked(&any).first()
+        {
+            let tokens = fits.prompt_at_least;
+            let contexts = models().filter(|m| m.name == best.model).map(|m| m.context);
+            let largest = contexts.max().unwrap_or_default();
+            let message = format!(
+                "the prompt has at least {tokens} tokens, the largest context of {model:?} in \
+                 the mesh is {largest}: shorten the prompt or ask a model with a larger context"
+            );
+            return ClientError::ContextExceeded { message };
+        }
+        let known = models().any(|m| m.name == model);
         let near = near_names(&snapshot, &model);
         if known || snapshot.peers.is_empty() {
             ClientError::NoPeer { model, near }

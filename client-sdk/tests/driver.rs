@@ -352,3 +352,18 @@ async fn an_unknown_model_names_what_is_near_and_a_broken_answer_keeps_its_text(
     };
     assert_eq!((delivered.as_str(), tokens), ("{\"a\":", 1));
 }
+
+#[tokio::test]
+async fn a_prompt_beyond_every_context_is_refused_by_name_of_the_limit() {
+    let home = home();
+    let request = Request {
+        prompt_tokens: 5000,
+        ..Request::chat("m", "[]")
+    };
+    let mut generation = home.client.generate(request);
+    let Event::Failed(ClientError::ContextExceeded { message }) = next(&mut generation).await
+    else {
+        panic!("a typed error")
+    };
+    assert!(message.contains("5000") && message.contains("4096"), "{message}");
+}

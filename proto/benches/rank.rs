@@ -20,6 +20,7 @@ const NEED: Need<'static> = Need {
     prompt_tokens: 800,
     digest: Some("sha256:m"),
     sticky: None,
+    prompt_at_least: 0,
     needs_token_ids: true,
 };
 

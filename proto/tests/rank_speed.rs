@@ -33,6 +33,7 @@ fn a_thousand_peers_are_ranked_in_time() {
         prompt_tokens: 800,
         digest: None,
         sticky: Some(node(3)),
+        prompt_at_least: 0,
         needs_token_ids: false,
     };
     let once = || {

@@ -55,6 +55,9 @@ pub struct Need<'a> {
     pub prompt_tokens: u32,
     /// Weights with this digest are preferred, whatever their name (a migration).
     pub digest: Option<&'a str>,
+    /// Tokens that the prompt surely has: contexts that do not hold them are out. 0 = nobody
+    /// knows, and the engine will say.
+    pub prompt_at_least: u32,
     /// The node that holds the conversation's KV cache.
     pub sticky: Option<NodeId>,
     /// Engines that take token ids are preferred (an exact seam).

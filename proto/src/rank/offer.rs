@@ -83,7 +83,7 @@ fn offer<'a>(
     if model.kind != need.kind {
         return Err(Refusal::OtherKind(model.kind));
     }
-    if model.context != 0 && need.prompt_tokens >= model.context {
+    if model.context != 0 && need.prompt_at_least >= model.context {
         return Err(Refusal::Context(model.context));
     }
     let engine = peer

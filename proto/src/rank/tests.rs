@@ -12,6 +12,7 @@ const NEED: Need<'static> = Need {
     prompt_tokens: 100,
     digest: None,
     sticky: None,
+    prompt_at_least: 0,
     needs_token_ids: false,
 };
 
@@ -212,7 +213,11 @@ fn who_cannot_is_rejected_with_the_reason() {
             a.role = Role::Client;
         }),
     ]);
-    let ranking = rank(&mesh, &NEED, Mono::ZERO);
+    let need = Need {
+        prompt_at_least: 500,
+        ..NEED
+    };
+    let ranking = rank(&mesh, &need, Mono::ZERO);
     assert_eq!(ranking.ranked, []);
     let reason = |n: u32| {
         ranking
