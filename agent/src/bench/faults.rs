@@ -13,11 +13,12 @@
 //! With the test engine every token is known, so a lost, doubled or moved one is counted; with
 //! `--starter` (llama.cpp) the text is compared with an uninterrupted run at temperature 0.
 
-use super::engine::MODEL;
+use super::engine;
 use super::http::{self, Connection};
 use super::mesh::{Agent, Mesh, Setup, Signal, TestEngine};
 use super::stats::{Samples, ms, round};
 use super::{BenchError, Progress, Report};
+use crate::starter::{self, Starter};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -25,18 +26,21 @@ use std::time::{Duration, Instant};
 const ITL_US: u32 = 20_000;
 /// Before its first token.
 const TTFT_US: u32 = 30_000;
-/// The earliest token at which an agent is killed.
-const FIRST_KILL: usize = 5;
+/// The earliest token at which the fault comes; as many are left after the latest.
+const MARGIN: usize = 5;
 
 /// `unamesh bench failover` and `unamesh bench freeze`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct FaultArgs {
-    /// How often.
+    /// How often
     #[arg(long, default_value_t = 20)]
     pub trials: usize,
-    /// Tokens of an answer.
+    /// Tokens of an answer
     #[arg(long, default_value_t = 40)]
     pub tokens: usize,
+    /// On real engines: the starter's llama.cpp, installed if need be
+    #[arg(long)]
+    pub starter: bool,
 }
 
 /// What happens to the agent that answers.
@@ -57,95 +61,249 @@ struct Trial {
     backup_ttft: Duration,
     seam: String,
     reason: String,
-    /// Tokens that are missing, and that came again.
+    /// Pieces that are missing, and that came again or too late.
     lost: usize,
     doubled: usize,
+    /// The text is that of an uninterrupted run.
+    identical: bool,
 }
 
-/// Runs it.
+/// Runs it; on `starter`'s engines if there is one.
 ///
 /// # Errors
 /// See [`BenchError`]; an answer that does not go on is one.
-pub fn run(fault: Fault, args: &FaultArgs, progress: &Progress) -> Result<Report, BenchError> {
-    progress("starting two test engines and three agents");
-    let mut engines = [TestEngine::start()?, TestEngine::start()?];
-    let setups = [
-        Setup::default(),
-        Setup::openai(engines[0].addr),
-        Setup::openai(engines[1].addr),
-    ];
-    let mut mesh = Mesh::start(&setups, MODEL)?;
+pub fn run(
+    fault: Fault,
+    args: &FaultArgs,
+    starter: Option<&Starter>,
+    progress: &Progress,
+) -> Result<Report, BenchError> {
+    progress("starting two engines and three agents");
+    let mut lab = Lab::start(args.tokens, starter)?;
     let mut trials = Vec::new();
     for at in 0..args.trials {
         progress(&format!("trial {} of {}", at + 1, args.trials));
-        let token = FIRST_KILL + at % args.tokens.saturating_sub(FIRST_KILL + 5).max(1);
-        trials.push(trial(fault, args.tokens, token, &mut mesh, &mut engines)?);
-        mesh.chooses(MODEL, 2)?;
+        let span = args.tokens.saturating_sub(2 * MARGIN).max(1);
+        trials.push(lab.trial(fault, MARGIN + at % span)?);
+        lab.mesh.chooses(lab.model, 2)?;
     }
     Ok(report(fault, &trials))
 }
 
-fn trial(
-    fault: Fault,
-    tokens: usize,
-    kill_at: usize,
-    mesh: &mut Mesh,
-    engines: &mut [TestEngine; 2],
-) -> Result<Trial, BenchError> {
-    let (asked, servers) = mesh.agents.split_at_mut(1);
-    let asked = asked
-        .first()
-        .ok_or_else(|| BenchError::new("bench", "no agent"))?;
-    let mut stream = Stream::start(asked, tokens)?;
-    let mut victim = None;
-    let mut struck = None;
-    let mut last = Instant::now();
-    let mut seen = Vec::new();
-    let mut changed = None;
-    loop {
-        let event = stream.next()?;
-        let now = Instant::now();
-        match event["event"].as_str().unwrap_or_default() {
-            "started" => victim = position(servers, &event["peer"]["node"]),
-            "token" => {
-                if let (Some((change, None)), Some(struck)) = (&mut changed, struck) {
-                    let _: &Value = change;
-                    changed = Some((change.take(), Some((now - last, now - struck))));
+/// Three agents and what they are asked.
+struct Lab {
+    mesh: Mesh,
+    /// The test engines; none where the agents start theirs themselves.
+    engines: Vec<TestEngine>,
+    model: &'static str,
+    request: Value,
+    /// The uninterrupted answer.
+    expected: String,
+}
+
+impl Lab {
+    fn start(tokens: usize, starter: Option<&Starter>) -> Result<Self, BenchError> {
+        let mut setups = vec![Setup::default()];
+        let mut engines = Vec::new();
+        for _ in 0..2 {
+            setups.push(match starter {
+                Some(starter) => {
+                    let port = starter::free_port().map_err(BenchError::during("a port"))?;
+                    let config = starter.config("starter", port);
+                    Setup {
+                        config,
+                        mdns: false,
+                    }
                 }
-                last = now;
-                seen.extend(words(&event["text"]));
-                if seen.len() >= kill_at && struck.is_none() {
-                    let at = victim.ok_or_else(|| BenchError::new("bench", "nobody answers"))?;
-                    struck = Some(Instant::now());
-                    strike(fault, servers, engines, at)?;
+                None => {
+                    let engine = TestEngine::start()?;
+                    let setup = Setup::openai(engine.addr);
+                    engines.push(engine);
+                    setup
                 }
+            });
+        }
+        let model = if starter.is_some() {
+            starter::MODEL
+        } else {
+            engine::MODEL
+        };
+        let mesh = Mesh::start(&setups, model)?;
+        let request = json!({
+            "model": model,
+            "messages": [{"role": "user", "content": "Tell me about the sea."}],
+            "max_tokens": tokens,
+            "temperature": 0,
+            "bench_ttft_us": TTFT_US,
+            "bench_itl_us": ITL_US,
+        });
+        let mut lab = Lab {
+            mesh,
+            engines,
+            model,
+            request,
+            expected: String::new(),
+        };
+        lab.expected = lab.uninterrupted()?;
+        Ok(lab)
+    }
+
+    fn uninterrupted(&self) -> Result<String, BenchError> {
+        let mut stream = self.ask()?;
+        let mut text = String::new();
+        loop {
+            let event = stream.next()?;
+            text.push_str(event["text"].as_str().unwrap_or_default());
+            match event["event"].as_str() {
+                Some("done") => return Ok(text),
+                Some("failed") => return Err(BenchError::new("the answer to compare with", event)),
+                _ => {}
             }
-            "peer_changed" => changed = Some((event, None)),
-            "done" => break,
-            "failed" => return Err(BenchError::new("an answer did not go on", event)),
-            _ => {}
         }
     }
-    if let Some(at) = victim {
-        mend(fault, servers, engines, at)?;
+
+    fn ask(&self) -> Result<Stream, BenchError> {
+        let asked = self.mesh.agents.first();
+        let asked = asked.ok_or_else(|| BenchError::new("bench", "no agent"))?;
+        Stream::start(asked, &self.request)
     }
-    let Some((change, Some((gap, outage)))) = changed else {
-        return Err(BenchError::new(
-            "bench",
-            "the answer came from one agent to its end",
-        ));
-    };
-    let millis = |key: &str| change[key].as_f64().unwrap_or(0.0);
-    let (lost, doubled) = compare(&seen, tokens);
-    Ok(Trial {
-        gap,
-        outage,
-        backup_ttft: Duration::from_secs_f64(millis("backup_ttft_ms") / 1e3),
-        seam: change["seam"].as_str().unwrap_or_default().to_owned(),
-        reason: change["reason"].as_str().unwrap_or_default().to_owned(),
-        lost,
-        doubled,
-    })
+
+    fn trial(&mut self, fault: Fault, strike_at: usize) -> Result<Trial, BenchError> {
+        let mut stream = self.ask()?;
+        let mut seen = Seen::new();
+        let mut victim = None;
+        loop {
+            let event = stream.next()?;
+            match event["event"].as_str().unwrap_or_default() {
+                "started" => victim = self.position(&event["peer"]["node"]),
+                "token" => {
+                    seen.token(&event);
+                    if seen.tokens == strike_at && seen.struck.is_none() {
+                        let at =
+                            victim.ok_or_else(|| BenchError::new("bench", "nobody answers"))?;
+                        seen.struck = Some(Instant::now());
+                        self.strike(fault, at)?;
+                    }
+                }
+                "peer_changed" => seen.change = Some(event),
+                "done" => break,
+                "failed" => return Err(BenchError::new("an answer did not go on", event)),
+                _ => {}
+            }
+        }
+        if let Some(at) = victim {
+            self.mend(fault, at)?;
+        }
+        seen.judge(&self.expected)
+    }
+
+    /// Which agent a node is.
+    fn position(&self, node: &Value) -> Option<usize> {
+        self.mesh
+            .agents
+            .iter()
+            .position(|agent| node == agent.node.as_str())
+    }
+
+    /// Agent `at`, and its engine if that is a process of ours: one that the agent manages
+    /// dies with it.
+    fn parts(&mut self, at: usize) -> Result<(&mut Agent, Option<&mut TestEngine>), BenchError> {
+        let engine = at.checked_sub(1).and_then(|at| self.engines.get_mut(at));
+        let agent = self.mesh.agents.get_mut(at);
+        let agent = agent.ok_or_else(|| BenchError::new("bench", "no such agent"))?;
+        Ok((agent, engine))
+    }
+
+    fn strike(&mut self, fault: Fault, at: usize) -> Result<(), BenchError> {
+        let (agent, engine) = self.parts(at)?;
+        if fault == Fault::Freeze {
+            return agent.process()?.signal(Signal::Freeze);
+        }
+        agent.kill();
+        if let Some(engine) = engine {
+            engine.kill();
+        }
+        Ok(())
+    }
+
+    fn mend(&mut self, fault: Fault, at: usize) -> Result<(), BenchError> {
+        let (agent, engine) = self.parts(at)?;
+        if fault == Fault::Freeze {
+            return agent.process()?.signal(Signal::Thaw);
+        }
+        if let Some(engine) = engine {
+            engine.restart()?;
+        }
+        agent.start()
+    }
+}
+
+/// What came of one answer.
+struct Seen {
+    tokens: usize,
+    text: String,
+    /// Index of the piece that should come next.
+    next: u64,
+    doubled: usize,
+    lost: usize,
+    last: Instant,
+    struck: Option<Instant>,
+    change: Option<Value>,
+    /// Gap and outage, once the backup's first token is there.
+    healed: Option<(Duration, Duration)>,
+}
+
+impl Seen {
+    fn new() -> Self {
+        Seen {
+            tokens: 0,
+            text: String::new(),
+            next: 0,
+            doubled: 0,
+            lost: 0,
+            last: Instant::now(),
+            struck: None,
+            change: None,
+            healed: None,
+        }
+    }
+
+    fn token(&mut self, event: &Value) {
+        let now = Instant::now();
+        if let (Some(_), Some(struck), None) = (&self.change, self.struck, self.healed) {
+            self.healed = Some((now - self.last, now - struck));
+        }
+        self.last = now;
+        self.tokens += 1;
+        self.text
+            .push_str(event["text"].as_str().unwrap_or_default());
+        let index = event["index"].as_u64().unwrap_or_default();
+        self.doubled += usize::from(index < self.next);
+        self.lost += usize::try_from(index.saturating_sub(self.next)).unwrap_or(usize::MAX);
+        self.next = self.next.max(index + 1);
+    }
+
+    fn judge(self, expected: &str) -> Result<Trial, BenchError> {
+        let (Some(change), Some((gap, outage))) = (&self.change, self.healed) else {
+            return Err(BenchError::new(
+                "bench",
+                "the answer came from one agent to its end",
+            ));
+        };
+        let text = |key: &str| change[key].as_str().unwrap_or_default().to_owned();
+        let ttft = change["backup_ttft_ms"].as_f64().unwrap_or_default();
+        let (lost, doubled) = compare(&self.text, expected);
+        Ok(Trial {
+            gap,
+            outage,
+            backup_ttft: Duration::from_secs_f64(ttft.max(0.0) / 1e3),
+            seam: text("seam"),
+            reason: text("reason"),
+            lost: self.lost.max(lost),
+            doubled: self.doubled.max(doubled),
+            identical: self.text == expected,
+        })
+    }
 }
 
 /// The events of an answer, from the mesh API.
@@ -155,15 +313,8 @@ struct Stream {
 }
 
 impl Stream {
-    fn start(agent: &Agent, tokens: usize) -> Result<Self, BenchError> {
+    fn start(agent: &Agent, body: &Value) -> Result<Self, BenchError> {
         let what = "generate";
-        let body = json!({
-            "model": MODEL,
-            "messages": [{"role": "user", "content": "Count, please."}],
-            "max_tokens": tokens,
-            "bench_ttft_us": TTFT_US,
-            "bench_itl_us": ITL_US,
-        });
         let mut connection = Connection::open(agent.gateway).map_err(BenchError::during(what))?;
         let (target, token) = ("/unamesh/v1/generate", Some(agent.token.as_str()));
         let request = http::request(agent.gateway, target, token, Some(&body.to_string()));
@@ -194,65 +345,23 @@ impl Stream {
     }
 }
 
-fn position(servers: &[Agent], node: &Value) -> Option<usize> {
-    servers.iter().position(|agent| node == agent.node.as_str())
-}
-
-fn strike(
-    fault: Fault,
-    servers: &mut [Agent],
-    engines: &mut [TestEngine; 2],
-    at: usize,
-) -> Result<(), BenchError> {
-    let (Some(agent), Some(engine)) = (servers.get_mut(at), engines.get_mut(at)) else {
-        return Err(BenchError::new("bench", "no such agent"));
+/// Words of the test engine's answer (`t0 t1 t2 ...`) that are missing, and that came too
+/// often or out of order. A real model's text has none of these words and counts as whole; it
+/// is compared as a whole.
+fn compare(text: &str, expected: &str) -> (usize, usize) {
+    let words = |text: &str| -> Vec<usize> {
+        let words = text.split_ascii_whitespace();
+        words
+            .filter_map(|word| word.strip_prefix('t')?.parse().ok())
+            .collect()
     };
-    match fault {
-        Fault::Kill => {
-            agent.kill();
-            engine.kill();
-            Ok(())
-        }
-        Fault::Freeze => agent.process()?.signal(Signal::Freeze),
-    }
-}
-
-fn mend(
-    fault: Fault,
-    servers: &mut [Agent],
-    engines: &mut [TestEngine; 2],
-    at: usize,
-) -> Result<(), BenchError> {
-    let (Some(agent), Some(engine)) = (servers.get_mut(at), engines.get_mut(at)) else {
-        return Err(BenchError::new("bench", "no such agent"));
-    };
-    match fault {
-        Fault::Kill => {
-            engine.restart()?;
-            agent.start()
-        }
-        Fault::Freeze => agent.process()?.signal(Signal::Thaw),
-    }
-}
-
-/// `t5 t6 ` -> 5, 6.
-fn words(text: &Value) -> Vec<usize> {
-    let words = text.as_str().unwrap_or_default().split_ascii_whitespace();
-    words
-        .filter_map(|word| word.strip_prefix('t')?.parse().ok())
-        .collect()
-}
-
-/// How many of `0..tokens` are missing, and how many came too often or out of order.
-fn compare(seen: &[usize], tokens: usize) -> (usize, usize) {
-    let lost = (0..tokens).filter(|token| !seen.contains(token)).count();
+    let (seen, expected) = (words(text), words(expected));
+    let lost = expected.iter().filter(|word| !seen.contains(word)).count();
     let mut next = 0;
     let mut doubled = 0;
-    for &token in seen {
-        if token < next {
-            doubled += 1;
-        }
-        next = next.max(token + 1);
+    for word in seen {
+        doubled += usize::from(word < next);
+        next = next.max(word + 1);
     }
     (lost, doubled)
 }
@@ -269,6 +378,7 @@ fn report(fault: Fault, trials: &[Trial]) -> Report {
     reasons.sort_unstable();
     reasons.dedup();
     let exact = trials.iter().filter(|t| t.seam == "exact").count();
+    let identical = trials.iter().filter(|t| t.identical).count();
     let json = json!({
         "trials": trials.len(),
         "gap_ms": gap.json(),
@@ -278,6 +388,7 @@ fn report(fault: Fault, trials: &[Trial]) -> Report {
         "tokens_lost": lost,
         "tokens_doubled": doubled,
         "exact_seams": exact,
+        "identical": identical,
         "reasons": reasons,
     });
     let what = match fault {
@@ -286,7 +397,7 @@ fn report(fault: Fault, trials: &[Trial]) -> Report {
     };
     let text = format!(
         "{}: p50 {} ms, p95 {} ms, max {} ms of {} trials\n\
-         tokens lost {lost}, doubled {doubled}; noticed by: {}\n",
+         tokens lost {lost}, doubled {doubled}; identical text {identical}; noticed by: {}\n",
         what.0,
         round(what.1.median()),
         round(what.1.percentile(0.95)),
@@ -303,10 +414,11 @@ mod tests {
 
     #[test]
     fn lost_and_doubled_tokens_are_counted() {
-        assert_eq!(words(&json!("t3 t4 ")), [3, 4]);
-        assert_eq!(compare(&[0, 1, 2], 3), (0, 0));
-        assert_eq!(compare(&[0, 2, 3], 4), (1, 0));
-        assert_eq!(compare(&[0, 1, 1, 2], 3), (0, 1));
-        assert_eq!(compare(&[1, 0], 2), (0, 1));
+        let expected = "t0 t1 t2 ";
+        assert_eq!(compare("t0 t1 t2 ", expected), (0, 0));
+        assert_eq!(compare("t0 t2 ", expected), (1, 0));
+        assert_eq!(compare("t0 t1 t1 t2 ", expected), (0, 1));
+        assert_eq!(compare("t1 t0 t2 ", expected), (0, 1));
+        assert_eq!(compare("the sea", "the sea"), (0, 0));
     }
 }

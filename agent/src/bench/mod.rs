@@ -20,6 +20,7 @@ pub mod overhead;
 pub mod start;
 pub mod stats;
 
+use crate::starter;
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -93,11 +94,22 @@ pub async fn run(args: BenchArgs, progress: Progress) -> Result<Option<Report>, 
         What::Engine(args) => return engine::serve(&args).await.map(|()| None),
         what => what,
     };
+    let starter = match &what {
+        What::Failover(args) | What::Freeze(args) if args.starter => {
+            let installed = starter::install(&starter::Quiet).await;
+            Some(installed.map_err(BenchError::during("the starter engines"))?)
+        }
+        _ => None,
+    };
     // The measuring threads block on their sockets, on purpose.
     let measured = tokio::task::spawn_blocking(move || match what {
         What::Overhead(args) => overhead::run(&args, &progress),
-        What::Failover(args) => faults::run(faults::Fault::Kill, &args, &progress),
-        What::Freeze(args) => faults::run(faults::Fault::Freeze, &args, &progress),
+        What::Failover(args) => {
+            faults::run(faults::Fault::Kill, &args, starter.as_ref(), &progress)
+        }
+        What::Freeze(args) => {
+            faults::run(faults::Fault::Freeze, &args, starter.as_ref(), &progress)
+        }
         What::Start(args) => start::run(&args, &progress),
         What::Idle(args) => idle::run(&args, &progress),
         What::Engine(_) => Err(BenchError::new("bench", "the engine is no benchmark")),
