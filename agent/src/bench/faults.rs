@@ -84,7 +84,8 @@ pub fn run(
     for at in 0..args.trials {
         progress(&format!("trial {} of {}", at + 1, args.trials));
         let span = args.tokens.saturating_sub(2 * MARGIN).max(1);
-        trials.push(lab.trial(fault, MARGIN + at % span)?);
+        let done = lab.trial(fault, MARGIN + at % span);
+        trials.push(done.map_err(|e| lab.explain(e))?);
         lab.mesh.chooses(lab.model, 2)?;
     }
     Ok(report(fault, &trials))
@@ -146,6 +147,12 @@ impl Lab {
         };
         lab.expected = lab.uninterrupted()?;
         Ok(lab)
+    }
+
+    /// Adds what the asked agent logged: it decided what was done.
+    fn explain(&self, error: BenchError) -> BenchError {
+        let log = self.mesh.agents.first().map(Agent::log_tail);
+        BenchError::new(error, log.unwrap_or_default())
     }
 
     fn uninterrupted(&self) -> Result<String, BenchError> {

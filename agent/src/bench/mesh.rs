@@ -219,6 +219,14 @@ impl Agent {
         Ok(())
     }
 
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        const LINES: usize = 20;
+        let log = fs::read_to_string(self.home.join("agent.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LINES)..].join("\n")
+    }
+
     /// Starts it and waits until its API answers.
     ///
     /// # Errors
@@ -238,7 +246,7 @@ impl Agent {
             if let Some(Process(child)) = &mut self.process
                 && let Ok(Some(status)) = child.try_wait()
             {
-                let log = fs::read_to_string(self.home.join("agent.log")).unwrap_or_default();
+                let log = self.log_tail();
                 return Err(BenchError::new(
                     &self.name,
                     format!("ended with {status}: {log}"),
