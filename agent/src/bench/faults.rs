@@ -110,7 +110,9 @@ impl Lab {
             setups.push(match starter {
                 Some(starter) => {
                     let port = starter::free_port().map_err(BenchError::during("a port"))?;
-                    let config = starter.config("starter", port);
+                    let config = starter
+                        .config("starter", port)
+                        .map_err(BenchError::during("the starter engine's configuration"))?;
                     Setup {
                         config,
                         mdns: false,
