@@ -15,8 +15,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use unamesh_proto::rank::{Candidate, Need, Ranking, near_names, rank};
-use unamesh_proto::session::{Seam, Silence};
+use unamesh_proto::breaker::Breakers;
+use unamesh_proto::rank::{Need, Ranking, near_names, rank};
+use unamesh_proto::session::{Note, Seam, Silence};
 use unamesh_proto::table::Snapshot;
 use unamesh_proto::timeouts;
 use unamesh_proto::wire::{
@@ -26,8 +27,6 @@ use unamesh_proto::{Mono, NodeId};
 
 /// Conversations whose peer is remembered; the oldest half goes when it is full.
 const MAX_SESSIONS: usize = 1024;
-/// An engine that failed ranks last for this long.
-const PENALTY: Duration = Duration::from_secs(5);
 /// English text has about four bytes a token; used where the caller knows no better.
 const BYTES_PER_TOKEN: usize = 4;
 
@@ -302,7 +301,7 @@ pub(crate) struct Shared {
 struct Memory {
     silences: HashMap<NodeId, Silence>,
     sessions: HashMap<u64, (NodeId, Mono)>,
-    failing: HashMap<(NodeId, u16), Mono>,
+    breakers: Breakers,
 }
 
 impl MeshClient {
@@ -385,7 +384,7 @@ impl MeshClient {
             prompt_tokens,
             ..Request::chat(model, "")
         };
-        rank(&self.peers(), &request.need(None), clock::mono())
+        self.shared.rank(&request.need(None), clock::mono())
     }
 
     /// Closes a stand-alone client and waits for its tasks, at most
@@ -432,7 +431,10 @@ impl Shared {
         if session == 0 {
             return None;
         }
-        self.memory().sessions.get(&session).map(|(node, _)| *node)
+        let memory = self.memory();
+        let sticky = memory.sessions.get(&session).map(|(node, _)| *node);
+        // Its cache is worth less than an answer.
+        sticky.filter(|node| memory.breakers.trusts(*node))
     }
 
     pub fn stick(&self, session: u64, node: NodeId) {
@@ -450,19 +452,22 @@ impl Shared {
         }
     }
 
-    pub fn failed(&self, node: NodeId, engine: u16, now: Mono) {
-        let mut memory = self.memory();
-        memory.failing.retain(|_, until| *until > now);
-        memory.failing.insert((node, engine), now + PENALTY);
+    /// What a session found out of an engine.
+    pub fn note(&self, note: &Note, now: Mono) {
+        self.memory().breakers.note(note, &mut rand::rng(), now);
     }
 
-    /// Moves engines that failed a moment ago behind the others, order kept.
-    pub fn demote_failing(&self, ranked: &mut [Candidate], now: Mono) {
-        let memory = self.memory();
-        if !memory.failing.is_empty() {
-            let failing = |c: &Candidate| memory.failing.get(&(c.node, c.engine));
-            ranked.sort_by_key(|c| failing(c).is_some_and(|until| *until > now));
-        }
+    /// A request goes out to an engine.
+    pub fn dispatched(&self, node: NodeId, engine: u16, now: Mono) {
+        self.memory().breakers.dispatched(node, engine, now);
+    }
+
+    /// The peers that can serve `need`, those that failed lately last.
+    pub fn rank(&self, need: &Need<'_>, now: Mono) -> Ranking {
+        let snapshot = self.table.borrow().clone();
+        let mut ranking = rank(&snapshot, need, now);
+        self.memory().breakers.order(&mut ranking.ranked, now);
+        ranking
     }
 
     pub fn nobody_has(&self, request: &Request) -> ClientError {

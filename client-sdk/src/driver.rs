@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::sync::watch;
 use tokio::time::Sleep;
-use unamesh_proto::rank::rank;
 use unamesh_proto::session::{
     AttemptId, Closed, Config, Effect, Failure, How, Input, Note, Output, Session,
 };
@@ -102,6 +101,7 @@ impl Generation {
                     model,
                     how,
                 } => {
+                    self.shared.dispatched(node, engine, clock::mono());
                     let open = self.request(engine, model, how);
                     let dial = self.shared.transport.open(node, open);
                     self.links.push(Link {
@@ -118,15 +118,12 @@ impl Generation {
     }
 
     fn candidates(&self) -> Vec<unamesh_proto::rank::Candidate> {
-        let snapshot = self.shared.table.borrow().clone();
         let sticky = self.shared.sticky(self.request.session);
         let mut need = self.request.need(sticky);
         need.prompt_tokens = need.prompt_tokens.saturating_add(self.tokens);
         need.digest = self.session.digest();
         need.needs_token_ids = self.tokens > 0;
-        let mut ranked = rank(&snapshot, &need, clock::mono()).ranked;
-        self.shared.demote_failing(&mut ranked, clock::mono());
-        ranked
+        self.shared.rank(&need, clock::mono()).ranked
     }
 
     fn request(&self, engine: u16, model: String, how: How) -> Open {
@@ -236,8 +233,9 @@ impl Generation {
                 reason,
             } => {
                 tracing::info!(peer = %node.short(), engine, %reason, "attempt failed");
-                self.shared.failed(*node, *engine, clock::mono());
+                self.shared.note(note, clock::mono());
             }
+            Note::Succeeded { .. } => self.shared.note(note, clock::mono()),
             Note::Learned { node, silence } => self.shared.learn(*node, *silence),
         }
     }

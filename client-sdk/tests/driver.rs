@@ -365,5 +365,8 @@ async fn a_prompt_beyond_every_context_is_refused_by_name_of_the_limit() {
     else {
         panic!("a typed error")
     };
-    assert!(message.contains("5000") && message.contains("4096"), "{message}");
+    assert!(
+        message.contains("5000") && message.contains("4096"),
+        "{message}"
+    );
 }

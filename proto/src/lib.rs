@@ -12,11 +12,13 @@
 //! - [`table`]: what this node believes of the others.
 //! - [`rank`]: which peer answers first, and why.
 //! - [`session`]: one request from its first dial to its one terminal event.
+//! - [`breaker`]: which engines failed lately.
 //! - [`journal`]: what a serving agent keeps so that a client can reattach.
 //! - [`estimate`], [`vram`]: measured speeds, and whether a model fits.
 #![cfg_attr(feature = "sim", doc = "- [`sim`]: the seeded simulator.")]
 
 pub mod advert;
+pub mod breaker;
 pub mod estimate;
 pub mod ids;
 pub mod journal;

@@ -31,6 +31,8 @@ pub const MAX_STRANGERS: usize = 256;
 pub const MAX_TABLE_EVENTS: usize = 4096;
 /// Candidates, and rejected peers, that one ranking lists: far more than [`MAX_ATTEMPTS`].
 pub const MAX_RANKED: usize = 32;
+/// Engines that failed lately, as many as peers: home machines have one or two each.
+pub const MAX_BREAKERS: usize = 1024;
 /// Paths kept per peer.
 pub const MAX_PATHS: usize = 8;
 /// Attempts of one request over its life, the first included; then it fails with what it has.

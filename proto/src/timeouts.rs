@@ -114,6 +114,16 @@ pub const ENGINE_KEEP_ALIVE: Duration = Duration::from_secs(30 * 60);
 pub const DETECT: Duration = Duration::from_millis(500);
 /// How often the standard ports are looked at for engines that were started later.
 pub const DETECT_EVERY: Duration = Duration::from_secs(10);
+/// An engine that failed ranks last for this long (spread by a quarter): by then the table
+/// suspects a peer that fell silent with it.
+pub const BREAKER_MIN: Duration = Duration::from_secs(2);
+/// The longest that an engine ranks last because trial after trial failed.
+pub const BREAKER_MAX: Duration = Duration::from_secs(60);
+/// A trial of an engine that failed is over after this, whatever became of it (its caller may
+/// have cancelled): the next request may try.
+pub const BREAKER_TRIAL: Duration = Duration::from_secs(20);
+/// A failure is held against an engine this long: longer than any backoff.
+pub const BREAKER_FORGET: Duration = Duration::from_secs(600);
 /// `retry_after` of a `busy` answer when nothing better is known.
 pub const BUSY_RETRY: Duration = Duration::from_millis(500);
 /// The first restart of a managed engine waits this long; doubles up to [`RESTART_MAX`].

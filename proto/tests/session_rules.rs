@@ -4,7 +4,7 @@
 use std::time::Duration;
 use unamesh_proto::rank::{Candidate, Cost};
 use unamesh_proto::session::{
-    AttemptId, Closed, Config, Effect, Failure, How, Input, Output, Reason, Seam, Session,
+    AttemptId, Closed, Config, Effect, Failure, How, Input, Note, Output, Reason, Seam, Session,
 };
 use unamesh_proto::timeouts::{SILENCE_MIN, WAIT_FOR_PEER};
 use unamesh_proto::wire::{
@@ -21,6 +21,7 @@ struct Bench {
     opened: Vec<(AttemptId, u8, How)>,
     reset: Vec<AttemptId>,
     outputs: Vec<Output>,
+    notes: Vec<Note>,
 }
 
 impl Bench {
@@ -36,6 +37,7 @@ impl Bench {
             opened: Vec::new(),
             reset: Vec::new(),
             outputs: Vec::new(),
+            notes: Vec::new(),
         };
         bench.drain();
         bench
@@ -56,7 +58,7 @@ impl Bench {
                 }
                 Effect::Reset(attempt) => self.reset.push(attempt),
                 Effect::Emit(output) => self.outputs.push(output),
-                Effect::Note(_) => {}
+                Effect::Note(note) => self.notes.push(note),
             }
         }
     }
@@ -248,6 +250,29 @@ fn silence_starts_a_backup_and_the_first_to_produce_goes_on() {
     let (seam, reason, gap) = changed.expect("a change of peer");
     assert_eq!((seam, reason), (Seam::Exact, Reason::Silence));
     assert_eq!(gap, SILENCE_MIN * 2 + Duration::from_millis(30));
+}
+
+#[test]
+fn who_let_the_caller_wait_is_noted_and_so_is_who_went_on() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.pass(SILENCE_MIN * 2);
+    bench.accepted(1);
+    bench.token(1, 1, "two");
+    bench.done(1, 2);
+    let (loser, winner) = (candidate(1).node, candidate(2).node);
+    let failed = Note::AttemptFailed {
+        node: loser,
+        engine: 0,
+        reason: Reason::Silence,
+    };
+    let succeeded = Note::Succeeded {
+        node: winner,
+        engine: 0,
+    };
+    assert!(bench.notes.contains(&failed), "{:?}", bench.notes);
+    assert!(bench.notes.contains(&succeeded), "{:?}", bench.notes);
 }
 
 #[test]

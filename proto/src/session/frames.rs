@@ -2,7 +2,7 @@
 
 use super::attempt::{AttemptId, Stage};
 use super::machine::Session;
-use super::{Effect, Output, Reason, Seam};
+use super::{Effect, Note, Output, Reason, Seam};
 use crate::limits::MAX_TOKENS;
 use crate::time::Mono;
 use crate::wire::{Done, GenFrame, Token};
@@ -155,6 +155,11 @@ impl Session {
         }
         self.flush();
         self.learn(id);
+        if let Some(a) = self.attempts.iter().find(|a| a.id == id) {
+            let (node, engine) = (a.node(), a.candidate.engine);
+            let note = Note::Succeeded { node, engine };
+            self.effects.push_back(Effect::Note(note));
+        }
         self.attempts.retain(|a| a.id != id);
         self.end(Output::Done {
             finish: done.finish,

@@ -326,6 +326,14 @@ impl Session {
         while let Some(at) = self.attempts.iter().position(|a| a.id != keep) {
             let other = self.attempts.remove(at);
             self.effects.push_back(Effect::Reset(other.id));
+            if let Some(reason) = other.suspect {
+                // It let the caller wait until somebody else went on.
+                self.effects.push_back(Effect::Note(Note::AttemptFailed {
+                    node: other.candidate.node,
+                    engine: other.candidate.engine,
+                    reason,
+                }));
+            }
         }
     }
 

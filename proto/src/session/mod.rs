@@ -282,7 +282,7 @@ pub enum Note {
         /// After the last frame of the original.
         after: Duration,
     },
-    /// An attempt is over and counts against its peer or not.
+    /// An attempt is over, by its own fault or not; also of a suspect that lost to its backup.
     AttemptFailed {
         /// Whose.
         node: NodeId,
@@ -290,6 +290,13 @@ pub enum Note {
         engine: u16,
         /// Why.
         reason: Reason,
+    },
+    /// A stream went on to its proper end: this engine works.
+    Succeeded {
+        /// Whose.
+        node: NodeId,
+        /// Its engine.
+        engine: u16,
     },
     /// What this stream showed of the path's jitter, for the next session's
     /// [`Config::silence`].

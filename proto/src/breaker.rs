@@ -1,0 +1,230 @@
+//! Which engines failed lately, and when they are asked again: a circuit breaker for each
+//! (node, engine).
+//!
+//! ```text
+//!            failure                      backoff over
+//!   closed ───────────► open (ranks last) ─────────────► half-open (ranks as it should)
+//!     ▲                  ▲                                 │ one request goes through
+//!     │ success          │ failure: twice the backoff      ▼
+//!     └──────────────────┴──────────────────────────────  trial (ranks last meanwhile)
+//! ```
+//!
+//! - A stream that ended early or wrongly, was refused with a failure code, was given up, or
+//!   lost against its backup while silent or stalled counts. Busy, a wrong request and a
+//!   planned leave do not: they say nothing against the engine.
+//! - The first failure opens: a home has few peers, and a second failed answer costs its caller
+//!   more than a healthy engine's rest costs anybody. The backoff starts at
+//!   [`BREAKER_MIN`](timeouts::BREAKER_MIN), doubles with every failed trial up to
+//!   [`BREAKER_MAX`](timeouts::BREAKER_MAX), and is spread by a quarter each way, so that the
+//!   clients of one engine do not try it in step.
+//! - Failures of an open breaker change nothing: the sixteen streams that break with one
+//!   machine are one failure.
+//! - A success closes. So does anything newer that proves the engine works, whoever asked it.
+//! - An open breaker **ranks last, it is not left out**: with nobody else there it is asked,
+//!   and the reason stands in its [`Candidate::reason`].
+//!
+//! The owner hands in every [`Note`] of its sessions, says when a request is dispatched, and
+//! passes each ranking through [`Breakers::order`].
+
+use crate::ids::NodeId;
+use crate::limits::MAX_BREAKERS;
+use crate::rank::Candidate;
+use crate::session::{Note, Reason};
+use crate::time::Mono;
+use crate::timeouts::{BREAKER_FORGET, BREAKER_MAX, BREAKER_MIN, BREAKER_TRIAL};
+use rand::Rng;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What may be asked of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Nothing stands against it.
+    Closed,
+    /// It failed; ranked last for this long.
+    Open(Duration),
+    /// It failed, and one request may find out whether it works again.
+    HalfOpen,
+    /// That request runs.
+    Trial,
+}
+
+/// One that is not closed.
+#[derive(Clone, Debug)]
+struct Breaker {
+    /// Failed trials in a row.
+    relapses: u32,
+    failed_at: Mono,
+    reason: Reason,
+    /// Half-open from then on.
+    until: Mono,
+    /// A trial runs, at most until then.
+    trial: Option<Mono>,
+}
+
+/// All breakers of one client; at most [`MAX_BREAKERS`] that are not closed.
+#[derive(Clone, Debug, Default)]
+pub struct Breakers {
+    troubled: BTreeMap<(NodeId, u16), Breaker>,
+}
+
+impl Breakers {
+    /// Takes in what a session found out.
+    pub fn note(&mut self, note: &Note, rng: &mut impl Rng, now: Mono) {
+        match note {
+            Note::Succeeded { node, engine, .. } => self.succeeded(*node, *engine),
+            Note::AttemptFailed {
+                node,
+                engine,
+                reason,
+            } => match counts(reason) {
+                true => self.failed(*node, *engine, reason, rng, now),
+                false => self.answered(*node, *engine),
+            },
+            _ => {}
+        }
+    }
+
+    /// A request goes out to it: of a half-open one, this is the trial.
+    pub fn dispatched(&mut self, node: NodeId, engine: u16, now: Mono) {
+        if self.state(node, engine, now) == State::HalfOpen
+            && let Some(breaker) = self.troubled.get_mut(&(node, engine))
+        {
+            breaker.trial = Some(now + BREAKER_TRIAL);
+        }
+    }
+
+    /// What may be asked of it at `now`.
+    pub fn state(&self, node: NodeId, engine: u16, now: Mono) -> State {
+        match self.troubled.get(&(node, engine)) {
+            None => State::Closed,
+            Some(b) => b.state(now),
+        }
+    }
+
+    /// Whether a conversation may stay with `node` for its cache's sake: all its engines are
+    /// closed.
+    pub fn trusts(&self, node: NodeId) -> bool {
+        let engines = (node, 0)..=(node, u16::MAX);
+        self.troubled.range(engines).next().is_none()
+    }
+
+    /// Moves open breakers and those on trial behind the others, order kept, and says why.
+    pub fn order(&self, ranked: &mut [Candidate], now: Mono) {
+        if self.troubled.is_empty() {
+            return;
+        }
+        let last = |c: &Candidate| {
+            let state = self.state(c.node, c.engine, now);
+            matches!(state, State::Open(_) | State::Trial)
+        };
+        for candidate in ranked.iter_mut() {
+            if let Some(breaker) = self.troubled.get(&(candidate.node, candidate.engine)) {
+                let words = breaker.words(now);
+                candidate.reason = format!("{words}; {}", candidate.reason);
+            }
+        }
+        ranked.sort_by_key(last);
+    }
+
+    fn failed(
+        &mut self,
+        node: NodeId,
+        engine: u16,
+        reason: &Reason,
+        rng: &mut impl Rng,
+        now: Mono,
+    ) {
+        let relapses = match self.troubled.get(&(node, engine)) {
+            Some(b) if matches!(b.state(now), State::Open(_)) => return,
+            Some(b) if now.since(b.failed_at) < BREAKER_FORGET => b.relapses.saturating_add(1),
+            _ => 0,
+        };
+        let backoff = BREAKER_MIN
+            .saturating_mul(1 << relapses.min(16))
+            .min(BREAKER_MAX);
+        let breaker = Breaker {
+            relapses,
+            failed_at: now,
+            reason: reason.clone(),
+            until: now + backoff.mul_f64(rng.random_range(0.75..1.25)),
+            trial: None,
+        };
+        self.troubled.insert((node, engine), breaker);
+        self.make_room(now);
+    }
+
+    fn succeeded(&mut self, node: NodeId, engine: u16) {
+        self.troubled.remove(&(node, engine));
+    }
+
+    /// It answered, but neither well nor badly (busy, leaving): whoever comes next may try.
+    fn answered(&mut self, node: NodeId, engine: u16) {
+        if let Some(breaker) = self.troubled.get_mut(&(node, engine)) {
+            breaker.trial = None;
+        }
+    }
+
+    /// Drops what is long past; over the limit also what failed longest ago.
+    fn make_room(&mut self, now: Mono) {
+        if self.troubled.len() <= MAX_BREAKERS {
+            return;
+        }
+        self.troubled
+            .retain(|_, b| now.since(b.failed_at) < BREAKER_FORGET);
+        while self.troubled.len() > MAX_BREAKERS {
+            let oldest = self.troubled.iter().min_by_key(|(_, b)| b.failed_at);
+            let Some(oldest) = oldest.map(|(key, _)| *key) else {
+                return;
+            };
+            self.troubled.remove(&oldest);
+        }
+    }
+}
+
+impl Breaker {
+    fn state(&self, now: Mono) -> State {
+        if now < self.until {
+            State::Open(self.until.since(now))
+        } else if self.trial.is_some_and(|lease| now < lease) {
+            State::Trial
+        } else {
+            State::HalfOpen
+        }
+    }
+
+    /// For people: what happened, and what follows.
+    fn words(&self, now: Mono) -> String {
+        let ago = now.since(self.failed_at).as_secs_f32();
+        let reason = &self.reason;
+        match self.state(now) {
+            State::Open(left) => {
+                let left = left.as_secs_f32();
+                format!("failed {ago:.1} s ago ({reason}), last choice for {left:.1} s more")
+            }
+            State::Trial => format!("failed {ago:.1} s ago ({reason}), being tried again"),
+            State::HalfOpen | State::Closed => {
+                format!("failed {ago:.1} s ago ({reason}), may be tried again")
+            }
+        }
+    }
+}
+
+/// Whether an attempt that is over for this reason counts against its engine.
+fn counts(reason: &Reason) -> bool {
+    match reason {
+        Reason::Refused(code) => code.is_failure(),
+        Reason::Draining => false,
+        Reason::DialSlow
+        | Reason::Unreachable
+        | Reason::Silence
+        | Reason::Stall
+        | Reason::Lost
+        | Reason::EndedEarly
+        | Reason::Protocol => true,
+    }
+}
+
+#[cfg(test)]
+#[path = "breaker_tests.rs"]
+mod tests;
