@@ -39,6 +39,9 @@ const REPORTS: usize = 1024;
 /// Hints of multicast DNS that may wait.
 const HINTS: usize = 256;
 
+/// This node's newest word.
+type OwnWord = watch::Receiver<Arc<SignedAdvert>>;
+
 /// What the pool and the swarm tell the table.
 type Feeds = (
     mpsc::Receiver<PathReport>,
@@ -64,7 +67,7 @@ struct Mesh {
     pool: Arc<Pool>,
     links: Arc<Links>,
     verifier: Arc<Verifier>,
-    own: watch::Receiver<Arc<SignedAdvert>>,
+    own: OwnWord,
     met: Met,
     swarm: Swarm,
     events: Events,
@@ -173,7 +176,7 @@ impl Wiring {
         opened: &Opened,
         phase: watch::Receiver<Phase>,
         swarm_port: u16,
-    ) -> Result<(Arc<Identity>, Publisher, watch::Receiver<Arc<SignedAdvert>>), StartError> {
+    ) -> Result<(Arc<Identity>, Publisher, OwnWord), StartError> {
         let identity = Arc::new(Identity {
             credentials: Arc::clone(&opened.credentials),
             life: opened.life,
