@@ -74,7 +74,7 @@ impl Control for NodeControl {
             "mesh": credentials.mesh.to_string(),
             "mesh_name": credentials.mesh_name,
             "state": self.phase.borrow().state,
-            "epoch": self.identity.life.epoch,
+            "epoch": self.identity.life.epoch(),
             "pid": std::process::id(),
             "uptime_s": self.started.elapsed().as_secs(),
             "gateway": self.gateway,

@@ -16,7 +16,8 @@
 //!   reads its snapshots.
 //! - [`verify`]: what an advert must prove before it gets there.
 //! - [`discovery`]: who may be where; [`links`]: adverts over connections.
-//! - [`publish`]: this node's own advert, from its first word to its goodbye.
+//! - [`publish`]: this node's own advert, from its first word to its goodbye; [`life`]: its
+//!   epochs.
 //! - [`start`] opens what can fail, [`wiring`] connects the parts, [`background`] has the small
 //!   tasks.
 //! - [`hooks`], [`local`], [`control`]: the node as its service, its own client and its local
@@ -34,6 +35,7 @@ pub mod discovery;
 pub mod events;
 pub mod findings;
 pub mod hooks;
+pub mod life;
 pub mod links;
 pub mod local;
 pub mod publish;

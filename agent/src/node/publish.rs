@@ -13,9 +13,9 @@
 
 use super::addrs;
 use super::findings::{Finding, Findings};
+use super::life::Life;
 use super::links::Links;
 use super::table::{Input, TableHandle};
-use super::verify::Life;
 use crate::engine::registry::Registry;
 use crate::serve::Service;
 use crate::swarm::Swarm;
@@ -25,16 +25,21 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 use unamesh_client::clock;
 use unamesh_client::identity::Credentials;
 use unamesh_proto::advert::{shrink, sign};
 use unamesh_proto::timeouts::{ADVERT_DEBOUNCE, ADVERT_EVERY, ADVERT_EVERY_MAX};
 use unamesh_proto::wire::codec;
 use unamesh_proto::wire::{Addr, Advert, DecodeError, Hardware, NodeState, SignedAdvert};
+use unamesh_proto::{Mono, Wall};
 
-/// How often to look whether the machine's addresses have changed.
+/// How often to look whether the machine's addresses have changed, or it slept.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// The wall clock ran ahead of the monotonic one by this: the machine was asleep.
+const SLEPT: Duration = Duration::from_secs(10);
+/// A node with a twin claims its place at most this often, so that two do not flap.
+const CLAIM_EVERY: Duration = Duration::from_secs(5);
 
 /// Where this node is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +63,7 @@ pub struct Identity {
     /// Key, certificate, role.
     pub credentials: Arc<Credentials>,
     /// This start.
-    pub life: Life,
+    pub life: Arc<Life>,
     /// For people.
     pub name: String,
     /// Where the data plane is bound.
@@ -139,6 +144,7 @@ impl Publisher {
         // The first change (the engines answered) goes out at once.
         let mut said_at = Instant::now() - ADVERT_DEBOUNCE;
         let mut repeat = ADVERT_EVERY;
+        let mut clocks = Clocks::now();
         loop {
             let urgent = tokio::select! {
                 () = stop.cancelled() => break,
@@ -157,6 +163,7 @@ impl Publisher {
                     () = tokio::time::sleep_until(said_at + ADVERT_DEBOUNCE) => {}
                 }
             }
+            self.renew_if_due(&mut clocks);
             let word = collect(&self.identity, &self.sources);
             let changed = !same(&word, &self.last);
             let due = said_at.elapsed() >= repeat;
@@ -172,6 +179,19 @@ impl Publisher {
             }
         }
         self.leave(&outlets).await;
+    }
+
+    /// Begins a new epoch after a sleep (peers have buried the old one) or if a twin is heard in
+    /// our place.
+    fn renew_if_due(&self, clocks: &mut Clocks) {
+        let life = &self.identity.life;
+        let slept = clocks.slept();
+        let claim = life.is_superseded() && clocks.renewed.elapsed() >= CLAIM_EVERY;
+        if slept || claim {
+            life.renew(clock::wall());
+            clocks.renewed = Instant::now();
+            info!(epoch = life.epoch(), slept, "a new epoch");
+        }
     }
 
     async fn leave(&mut self, outlets: &Outlets) {
@@ -228,6 +248,31 @@ impl Publisher {
     }
 }
 
+/// To notice that the machine slept: the wall clock goes on meanwhile, the monotonic stands.
+struct Clocks {
+    mono: Mono,
+    wall: Wall,
+    renewed: Instant,
+}
+
+impl Clocks {
+    fn now() -> Clocks {
+        Clocks {
+            mono: clock::mono(),
+            wall: clock::wall(),
+            renewed: Instant::now(),
+        }
+    }
+
+    fn slept(&mut self) -> bool {
+        let (mono, wall) = (clock::mono(), clock::wall());
+        let wall_ms = wall.as_millis().saturating_sub(self.wall.as_millis());
+        let ran = mono.since(self.mono);
+        (self.mono, self.wall) = (mono, wall);
+        Duration::from_millis(wall_ms) > ran + SLEPT
+    }
+}
+
 /// The node's word as of now; sequence number and clock are filled in when it is said.
 fn collect(identity: &Identity, sources: &Sources) -> Advert {
     let catalog = sources.registry.catalog();
@@ -243,7 +288,7 @@ fn collect(identity: &Identity, sources: &Sources) -> Advert {
         node: identity.life.node,
         name: identity.name.clone(),
         version: version().to_owned(),
-        epoch: identity.life.epoch,
+        epoch: identity.life.epoch(),
         seq: 0,
         wall_ms: clock::wall().as_millis(),
         state: phase.state,
@@ -284,9 +329,9 @@ fn same(a: &Advert, b: &Advert) -> bool {
 
 /// Whether the difference is one that must not reach others late.
 fn weighty(a: &Advert, b: &Advert) -> bool {
-    type Weight<'a> = (NodeState, &'a [Addr], u16);
+    type Weight<'a> = (u64, NodeState, &'a [Addr], u16);
     fn head(advert: &Advert) -> Weight<'_> {
-        (advert.state, &advert.addrs, advert.swarm_port)
+        (advert.epoch, advert.state, &advert.addrs, advert.swarm_port)
     }
     let engines = |a: &Advert| {
         a.engines

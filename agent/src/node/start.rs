@@ -3,7 +3,7 @@
 use super::Agent;
 use super::background::sample_hardware;
 use super::findings::{Finding, Findings};
-use super::verify::Life;
+use super::life::Life;
 use super::wiring::Wiring;
 use crate::ca::{CA_DIR, Ca, CaError};
 use crate::config::Config;
@@ -87,7 +87,7 @@ pub(super) struct Opened {
     pub(super) gateway: TcpListener,
     pub(super) gateway_addr: SocketAddr,
     pub(super) token: AdminToken,
-    pub(super) life: Life,
+    pub(super) life: Arc<Life>,
     pub(super) findings: Findings,
 }
 
@@ -172,11 +172,7 @@ async fn open(config: &Config, state: &StateDir) -> Result<Opened, StartError> {
     if let Some(error) = unwritten.or(unwritten_token) {
         findings.raise(Finding::State, error.to_string());
     }
-    let life = Life {
-        node: credentials.node(),
-        epoch,
-        started: now,
-    };
+    let life = Life::new(credentials.node(), epoch, now);
     Ok(Opened {
         lock,
         credentials,

@@ -369,10 +369,13 @@ async fn two_agents_with_one_key_are_told() {
     };
     let found = tokio::time::timeout(SOON, told).await.unwrap();
     assert!(found[0].text.contains("unamesh join"), "{found:?}");
+    // Once the twin is gone, the mesh must hear the first one again.
+    second.shutdown(Duration::ZERO).await;
+    wait_for(&witness, "the first again", |s| {
+        s.get(&first.node())
+            .is_some_and(|p| p.advert.name == "first")
+    })
+    .await;
     let end = Duration::ZERO;
-    tokio::join!(
-        first.shutdown(end),
-        second.shutdown(end),
-        witness.shutdown(end)
-    );
+    tokio::join!(first.shutdown(end), witness.shutdown(end));
 }

@@ -3,6 +3,7 @@
 //! that reaches the table passes here, whether it came over a connection or by gossip.
 
 use super::findings::{Finding, Findings};
+use super::life::Life;
 use crate::swarm::{Judge, Verdict};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,6 @@ use unamesh_proto::advert::{self, AdvertError};
 use unamesh_proto::table::Snapshot;
 use unamesh_proto::wire::codec;
 use unamesh_proto::wire::{Advert, NodeState, Record, SignedAdvert};
-use unamesh_proto::{NodeId, Wall};
 
 /// Reports of twins that may wait.
 const TWINS: usize = 4;
@@ -38,21 +38,10 @@ pub enum Disbelief {
     Client,
 }
 
-/// This node's life, to tell its own echo from a twin.
-#[derive(Clone, Copy, Debug)]
-pub struct Life {
-    /// Who.
-    pub node: NodeId,
-    /// Since this start.
-    pub epoch: u64,
-    /// When it started.
-    pub started: Wall,
-}
-
 /// Checks adverts against one mesh.
 pub struct Verifier {
     ca: Vec<u8>,
-    life: Life,
+    life: Arc<Life>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     findings: Findings,
     disbelieved: AtomicU64,
@@ -73,7 +62,7 @@ impl Verifier {
     /// finds among the others.
     pub fn new(
         ca: Vec<u8>,
-        life: Life,
+        life: Arc<Life>,
         snapshot: watch::Receiver<Arc<Snapshot>>,
         findings: Findings,
     ) -> (Verifier, mpsc::Receiver<Twins>) {
@@ -158,10 +147,11 @@ impl Verifier {
     /// ours, or of an earlier one and was signed after ours began. (An equal epoch with a
     /// number that we never used is what the table finds.)
     fn look_for_own_twin(&self, advert: &Advert) {
-        let later = advert.epoch > self.life.epoch;
-        let survived = advert.epoch < self.life.epoch
+        let epoch = self.life.epoch();
+        let later = advert.epoch > epoch;
+        let survived = advert.epoch < epoch
             && advert.state != NodeState::Left
-            && advert.wall_ms > self.life.started.as_millis();
+            && advert.wall_ms > self.life.since().as_millis();
         if later || survived {
             let addrs: Vec<_> = advert
                 .addrs
@@ -170,6 +160,7 @@ impl Verifier {
                 .collect();
             let named = format!("one named {:?} at {}", advert.name, addrs.join(", "));
             self.raise_twin(&named);
+            self.life.claimed(advert.epoch);
         }
     }
 }
@@ -243,13 +234,10 @@ mod tests {
     use super::super::test_support::{Mesh, advert};
     use super::*;
     use unamesh_proto::wire::Role;
+    use unamesh_proto::{NodeId, Wall};
 
     fn verifier(mesh: &Mesh, me: NodeId) -> (Verifier, Findings) {
-        let life = Life {
-            node: me,
-            epoch: 100,
-            started: Wall::from_millis(1_000),
-        };
+        let life = Life::new(me, 100, Wall::from_millis(1_000));
         let (_, snapshot) = watch::channel(Arc::default());
         let findings = Findings::default();
         (

@@ -128,7 +128,7 @@ impl Wiring {
         let (table, table_task) = table(opened.life.node, events.clone());
         let (verifier, twins) = Verifier::new(
             opened.credentials.ca.clone(),
-            opened.life,
+            Arc::clone(&opened.life),
             table.snapshot(),
             opened.findings.clone(),
         );
@@ -179,7 +179,7 @@ impl Wiring {
     ) -> Result<(Arc<Identity>, Publisher, OwnWord), StartError> {
         let identity = Arc::new(Identity {
             credentials: Arc::clone(&opened.credentials),
-            life: opened.life,
+            life: Arc::clone(&opened.life),
             name: self.config.node_name(),
             listen: opened.listen,
         });
