@@ -115,20 +115,44 @@ impl<'a> Asker<'a> {
                     show.started(&peer.name, &why)?;
                     answering = peer.name;
                 }
-                Event::Token { index, text, tokens, .. } => {
+                Event::Token {
+                    index,
+                    text,
+                    tokens,
+                    ..
+                } => {
                     let after_seam = answer.change.is_some();
                     show.piece(&text, after_seam)?;
-                    answer.pieces.push(Piece { index, text, tokens, after_seam });
+                    answer.pieces.push(Piece {
+                        index,
+                        text,
+                        tokens,
+                        after_seam,
+                    });
                     if !killed && kill.is_some_and(|kill| answer.tokens() >= kill.after_tokens) {
                         killed = true;
                         self.mesh.kill(&answering);
                     }
                 }
-                Event::PeerChanged { from, to, seam, gap, backup_ttft, reason } => {
+                Event::PeerChanged {
+                    from,
+                    to,
+                    seam,
+                    gap,
+                    backup_ttft,
+                    reason,
+                } => {
                     let by_kill = killed && from.name == answering && answer.change.is_none();
                     let (from, to) = (from.name, to.name);
                     answering.clone_from(&to);
-                    let change = Change { from, to, seam, gap, backup_ttft, reason };
+                    let change = Change {
+                        from,
+                        to,
+                        seam,
+                        gap,
+                        backup_ttft,
+                        reason,
+                    };
                     show.seam(&change, by_kill)?;
                     if by_kill {
                         answer.change = Some(change);

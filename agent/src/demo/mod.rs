@@ -8,7 +8,8 @@
 //!
 //! - [`engines`]: what computes: an engine that answers here already, or the starter engines.
 //! - [`home`]: the directory of the demo, the machines' state and configuration in it.
-//! - [`mesh`]: the agents' processes: start, wait until they know each other, kill, restart.
+//! - [`machine`]: an agent as a process; [`mesh`]: all of them: start, wait until they know each
+//!   other, kill, restart.
 //! - [`ask`]: one question, with a kill at a given token, and what came of it.
 //! - [`verdict`]: counts tokens, compares with an uninterrupted run, makes the report.
 //! - [`show`]: what people see.
@@ -16,6 +17,7 @@
 mod ask;
 mod engines;
 mod home;
+mod machine;
 mod mesh;
 mod show;
 mod verdict;

@@ -84,13 +84,17 @@ impl Process {
         }
     }
 
-    /// Asks it to end, and kills it after `grace`.
+    /// Asks it to end, and kills it after `grace`. Resolves when it is gone.
     pub async fn stop(mut self, grace: Duration) {
         self.signal_group(Signal::Terminate);
-        if tokio::time::timeout(grace, self.ended()).await.is_err() {
-            tracing::warn!(pid = self.pid, ?grace, "does not end, killing it");
+        if tokio::time::timeout(grace, self.ended()).await.is_ok() {
+            return;
         }
-        // The rest, and whatever it started, goes with the drop.
+        tracing::warn!(pid = self.pid, ?grace, "does not end, killing it");
+        self.signal_group(Signal::Kill);
+        let _ = self.child.start_kill();
+        // Nothing withstands that but a process that hangs in the kernel.
+        let _ = tokio::time::timeout(grace, self.child.wait()).await;
     }
 
     /// What was written before the end may still be in the pipe.
