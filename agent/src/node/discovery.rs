@@ -29,6 +29,7 @@ use unamesh_client::transport::LinkError;
 use unamesh_proto::NodeId;
 use unamesh_proto::limits::{MAX_ADDRS, MAX_PEERS};
 use unamesh_proto::table::{Liveness, Snapshot};
+use unamesh_proto::timeouts::RACE_STEP;
 
 /// A candidate that did not answer is dialed again after this, doubling to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(250);
@@ -354,18 +355,25 @@ async fn meet(
             .collect();
         addrs.truncate(MAX_ADDRS);
     }
-    let mut dials: FuturesUnordered<_> = addrs
-        .into_iter()
-        .map(|addr| meet_at(pool, links, who, addr, teach))
-        .collect();
+    let mut addrs = addrs.into_iter();
+    let mut dials = FuturesUnordered::new();
     let mut last = LinkError::Lost("no address of it is known".to_owned());
-    while let Some(met) = dials.next().await {
-        match met {
-            Ok(node) => return Ok(node),
-            Err(e) => last = e,
+    loop {
+        // One after the other, a step apart or as soon as one failed: usually the first will
+        // do, and each handshake costs both sides.
+        if let Some(addr) = addrs.next() {
+            dials.push(meet_at(pool, links, who, addr, teach));
+        }
+        let step = tokio::time::sleep(RACE_STEP);
+        tokio::select! {
+            met = dials.next() => match met {
+                Some(Ok(node)) => return Ok(node),
+                Some(Err(e)) => last = e,
+                None => return Err(last),
+            },
+            () = step, if addrs.len() > 0 => {}
         }
     }
-    Err(last)
 }
 
 async fn meet_at(
