@@ -4,29 +4,26 @@ use crate::clock;
 use crate::driver::Generation;
 use crate::endpoint::{self, EndpointError};
 use crate::identity::{Credentials, IdentityError};
+use crate::memory::Shared;
 use crate::pool::{Pool, QuicTransport};
 use crate::transport::Transport;
 use crate::watch::Watcher;
-use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use unamesh_proto::breaker::Breakers;
-use unamesh_proto::rank::{Need, Ranking, near_names, rank};
-use unamesh_proto::session::{Note, Seam, Silence};
+use unamesh_proto::NodeId;
+use unamesh_proto::rank::{Need, Ranking};
+use unamesh_proto::session::Seam;
 use unamesh_proto::table::Snapshot;
 use unamesh_proto::timeouts;
 use unamesh_proto::wire::{
     ErrorCode, FinishReason, InputKind, ModelKind, Phase, Sampling, Usage, WireError,
 };
-use unamesh_proto::{Mono, NodeId};
 
-/// Conversations whose peer is remembered; the oldest half goes when it is full.
-const MAX_SESSIONS: usize = 1024;
 /// English text has about four bytes a token; used where the caller knows no better.
 const BYTES_PER_TOKEN: usize = 4;
 
@@ -290,20 +287,6 @@ impl Drop for Owned {
     }
 }
 
-pub(crate) struct Shared {
-    pub table: watch::Receiver<Arc<Snapshot>>,
-    pub transport: Arc<dyn Transport>,
-    memory: Mutex<Memory>,
-}
-
-/// What outlives a request. Locked at its start and end, never per token.
-#[derive(Default)]
-struct Memory {
-    silences: HashMap<NodeId, Silence>,
-    sessions: HashMap<u64, (NodeId, Mono)>,
-    breakers: Breakers,
-}
-
 impl MeshClient {
     /// A client of its own: loads its certificate, finds an agent, follows its peer table.
     ///
@@ -345,13 +328,8 @@ impl MeshClient {
 
     /// A client over a peer table and a transport that somebody else owns (an agent).
     pub fn over(table: watch::Receiver<Arc<Snapshot>>, transport: Arc<dyn Transport>) -> Self {
-        let shared = Shared {
-            table,
-            transport,
-            memory: Mutex::default(),
-        };
         MeshClient {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared::new(table, transport)),
             owned: None,
         }
     }
@@ -400,104 +378,6 @@ impl MeshClient {
         };
         if tokio::time::timeout(timeouts::SHUTDOWN, all).await.is_err() {
             tracing::warn!("tasks of the client did not end in time");
-        }
-    }
-}
-
-impl Shared {
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        // Plain maps: a panic elsewhere cannot leave them half-changed.
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn silences(&self) -> Vec<(NodeId, Silence)> {
-        self.memory()
-            .silences
-            .iter()
-            .map(|(n, s)| (*n, *s))
-            .collect()
-    }
-
-    pub fn learn(&self, node: NodeId, silence: Silence) {
-        let known = |n: &NodeId| self.table.borrow().get(n).is_some();
-        let mut memory = self.memory();
-        memory.silences.insert(node, silence);
-        if memory.silences.len() > unamesh_proto::limits::MAX_PEERS {
-            memory.silences.retain(|n, _| known(n));
-        }
-    }
-
-    pub fn sticky(&self, session: u64) -> Option<NodeId> {
-        if session == 0 {
-            return None;
-        }
-        let memory = self.memory();
-        let sticky = memory.sessions.get(&session).map(|(node, _)| *node);
-        // Its cache is worth less than an answer.
-        sticky.filter(|node| memory.breakers.trusts(*node))
-    }
-
-    pub fn stick(&self, session: u64, node: NodeId) {
-        if session == 0 {
-            return;
-        }
-        let mut memory = self.memory();
-        memory.sessions.insert(session, (node, clock::mono()));
-        if memory.sessions.len() > MAX_SESSIONS {
-            let mut times: Vec<Mono> = memory.sessions.values().map(|(_, at)| *at).collect();
-            let middle = times.len() / 2;
-            let (_, median, _) = times.select_nth_unstable(middle);
-            let median = *median;
-            memory.sessions.retain(|_, (_, at)| *at > median);
-        }
-    }
-
-    /// What a session found out of an engine.
-    pub fn note(&self, note: &Note, now: Mono) {
-        self.memory().breakers.note(note, &mut rand::rng(), now);
-    }
-
-    /// A request goes out to an engine.
-    pub fn dispatched(&self, node: NodeId, engine: u16, now: Mono) {
-        self.memory().breakers.dispatched(node, engine, now);
-    }
-
-    /// The peers that can serve `need`, those that failed lately last.
-    pub fn rank(&self, need: &Need<'_>, now: Mono) -> Ranking {
-        let snapshot = self.table.borrow().clone();
-        let mut ranking = rank(&snapshot, need, now);
-        self.memory().breakers.order(&mut ranking.ranked, now);
-        ranking
-    }
-
-    pub fn nobody_has(&self, request: &Request) -> ClientError {
-        let snapshot = self.table.borrow().clone();
-        let model = request.model.clone();
-        let models = || snapshot.peers.iter().flat_map(|p| &p.advert.models);
-        let fits = request.need(None);
-        let any = Need {
-            prompt_at_least: 0,
-            ..fits
-        };
-        let ranked = |need| rank(&snapshot, need, clock::mono()).ranked;
-        if ranked(&fits).is_empty()
-            && let Some(best) = ranked(&any).first()
-        {
-            let tokens = fits.prompt_at_least;
-            let contexts = models().filter(|m| m.name == best.model).map(|m| m.context);
-            let largest = contexts.max().unwrap_or_default();
-            let message = format!(
-                "the prompt has at least {tokens} tokens, the largest context of {model:?} in \
-                 the mesh is {largest}: shorten the prompt or ask a model with a larger context"
-            );
-            return ClientError::ContextExceeded { message };
-        }
-        let known = models().any(|m| m.name == model);
-        let near = near_names(&snapshot, &model);
-        if known || snapshot.peers.is_empty() {
-            ClientError::NoPeer { model, near }
-        } else {
-            ClientError::UnknownModel { model, near }
         }
     }
 }

@@ -7,8 +7,9 @@
 //! re-armed lazily: every frame moves the deadlines back, but the timer wheel is only touched
 //! when the old deadline fires.
 
-use crate::client::{ClientError, Event, PeerRef, Request, Shared};
+use crate::client::{ClientError, Event, PeerRef, Request};
 use crate::clock;
+use crate::memory::Shared;
 use crate::transport::{BoxFuture, FrameStream, LinkError, Open};
 use futures_util::Stream;
 use std::collections::VecDeque;
@@ -18,7 +19,7 @@ use std::task::{Context, Poll};
 use tokio::sync::watch;
 use tokio::time::Sleep;
 use unamesh_proto::session::{
-    AttemptId, Closed, Config, Effect, Failure, How, Input, Note, Output, Session,
+    AttemptId, Closed, Effect, Failure, How, Input, Note, Output, Session,
 };
 use unamesh_proto::table::{Liveness, Snapshot};
 use unamesh_proto::wire::{GenerateRequest, NodeState};
@@ -55,10 +56,7 @@ enum LinkState {
 
 impl Generation {
     pub(crate) fn new(shared: Arc<Shared>, request: Request) -> Self {
-        let config = Config {
-            spliceable: request.spliceable,
-            silence: shared.silences(),
-        };
+        let config = shared.begin(&request);
         let news = news(shared.table.clone());
         let mut generation = Generation {
             session: Session::new(config, clock::mono()),
@@ -93,6 +91,11 @@ impl Generation {
                     let candidates = self.candidates();
                     self.session
                         .handle(Input::Candidates(candidates), clock::mono());
+                }
+                Effect::Hedge => {
+                    if self.shared.may_hedge() {
+                        self.session.handle(Input::Hedge, clock::mono());
+                    }
                 }
                 Effect::Open {
                     attempt,
@@ -233,11 +236,13 @@ impl Generation {
                 reason,
             } => {
                 tracing::info!(peer = %node.short(), engine, %reason, "attempt failed");
-                self.shared.note(note, clock::mono());
             }
-            Note::Succeeded { .. } => self.shared.note(note, clock::mono()),
-            Note::Learned { node, silence } => self.shared.learn(*node, *silence),
+            Note::Succeeded { .. }
+            | Note::HedgeRefund
+            | Note::Observed { .. }
+            | Note::Learned { .. } => {}
         }
+        self.shared.note(note, clock::mono());
     }
 
     fn peer(&self, node: NodeId) -> PeerRef {

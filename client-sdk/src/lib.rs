@@ -8,6 +8,7 @@
 //! - [`transport`]: how a request reaches a peer (QUIC, or in process on an agent).
 //! - [`driver`]: performs what `unamesh_proto::session` decides.
 //! - [`client`]: [`MeshClient`], the public API.
+//! - `memory`: what a client remembers from request to request.
 //! - [`watch`]: the peer table of a client that is no gossip member.
 //! - [`invite`], [`join`]: becoming a member.
 #![cfg_attr(feature = "mdns", doc = "- [`mdns`]: DNS-SD announcing and browsing.")]
@@ -22,6 +23,7 @@ pub mod invite;
 pub mod join;
 #[cfg(feature = "mdns")]
 pub mod mdns;
+mod memory;
 pub mod pool;
 pub mod tls;
 pub mod transport;

@@ -36,6 +36,7 @@ fn candidate(n: u32) -> Candidate {
         cost: Cost::default(),
         expected_ttft: Duration::ZERO,
         expected_itl: Duration::ZERO,
+        learned: Default::default(),
         draining: false,
         reason: "12 ms".into(),
     }

@@ -13,6 +13,8 @@
 //! - [`rank`]: which peer answers first, and why.
 //! - [`session`]: one request from its first dial to its one terminal event.
 //! - [`breaker`]: which engines failed lately.
+//! - [`stalls`]: how long an engine takes, so that one that hangs is told from one that works.
+//! - [`hedge`]: how many backups may run on suspicion.
 //! - [`journal`]: what a serving agent keeps so that a client can reattach.
 //! - [`estimate`], [`vram`]: measured speeds, and whether a model fits.
 #![cfg_attr(feature = "sim", doc = "- [`sim`]: the seeded simulator.")]
@@ -20,6 +22,7 @@
 pub mod advert;
 pub mod breaker;
 pub mod estimate;
+pub mod hedge;
 pub mod ids;
 pub mod journal;
 pub mod limits;
@@ -27,6 +30,7 @@ pub mod rank;
 pub mod session;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod stalls;
 pub mod table;
 #[cfg(any(test, feature = "sim"))]
 pub mod testing;

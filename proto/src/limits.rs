@@ -33,6 +33,12 @@ pub const MAX_TABLE_EVENTS: usize = 4096;
 pub const MAX_RANKED: usize = 32;
 /// Engines that failed lately, as many as peers: home machines have one or two each.
 pub const MAX_BREAKERS: usize = 1024;
+/// Models at nodes whose speed a client has learned, 4 kB each: a home's few, many times over.
+pub const MAX_LEARNED: usize = 256;
+/// Backups against silence and stalls that were in vain: one in so many requests.
+pub const HEDGE_SHARE: u32 = 10;
+/// Such backups at once: the sixteen streams of a machine that froze, and a few.
+pub const HEDGE_BURST: u32 = 20;
 /// Paths kept per peer.
 pub const MAX_PATHS: usize = 8;
 /// Attempts of one request over its life, the first included; then it fails with what it has.

@@ -124,6 +124,9 @@ pub const BREAKER_MAX: Duration = Duration::from_secs(60);
 pub const BREAKER_TRIAL: Duration = Duration::from_secs(20);
 /// A failure is held against an engine this long: longer than any backoff.
 pub const BREAKER_FORGET: Duration = Duration::from_secs(600);
+/// A session that may not start a backup on suspicion, because too many were in vain, asks
+/// again after this.
+pub const HEDGE_RETRY: Duration = Duration::from_millis(50);
 /// `retry_after` of a `busy` answer when nothing better is known.
 pub const BUSY_RETRY: Duration = Duration::from_millis(500);
 /// The first restart of a managed engine waits this long; doubles up to [`RESTART_MAX`].

@@ -97,3 +97,22 @@ fn without_a_reliable_peer_it_ends_with_a_typed_error_that_loses_nothing() {
     }
     println!("{SCHEDULES} schedules without a reliable peer: {failed} ended with an error");
 }
+
+/// A client that has used up its hedges waits for a silent peer instead, and is never wrong.
+#[test]
+fn without_hedges_nothing_is_lost_either() {
+    let (mut with, mut without) = (0, 0);
+    for seed in 0..SCHEDULES / 4 {
+        let mut scenario = Scenario::random(seed ^ 0xbeef_0000, false);
+        with += check(seed, &scenario).backups;
+        scenario.hedges = 0;
+        let report = check(seed, &scenario);
+        without += report.backups;
+        if scenario.cancel_at.is_none() && scenario.spliceable {
+            let last = &report.outputs.last().unwrap().1;
+            assert!(matches!(last, Output::Done { .. }), "seed {seed}: {last:?}");
+        }
+    }
+    println!("backups: {with} with hedges, {without} without (farewells and slow dials)");
+    assert!(without < with);
+}

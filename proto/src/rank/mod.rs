@@ -31,6 +31,7 @@ pub use near::{distance, near_names};
 
 use crate::ids::NodeId;
 use crate::limits::MAX_RANKED;
+use crate::stalls::Bounds;
 use crate::table::Snapshot;
 use crate::time::Mono;
 use crate::wire::ModelKind;
@@ -106,6 +107,8 @@ pub struct Candidate {
     pub expected_ttft: Duration,
     /// Between tokens.
     pub expected_itl: Duration,
+    /// What this client has learned of it: filled in by [`crate::stalls::Stalls::fill`].
+    pub learned: Bounds,
     /// It is leaving. Draining peers are rejected, so this is false in a fresh ranking.
     pub draining: bool,
     /// Why it stands where it stands, for people.

@@ -4,6 +4,7 @@ use super::cost::ms;
 use super::offer::{Offer, Refusal};
 use super::{Candidate, Rejected};
 use crate::limits::MAX_RANKED;
+use crate::stalls::Bounds;
 use crate::table::{Peer, Snapshot};
 use crate::time::Mono;
 use crate::wire::EngineAdvert;
@@ -22,6 +23,7 @@ impl Offer<'_> {
             cost: self.cost,
             expected_ttft: self.cost.ttft,
             expected_itl: ms(f64::from(self.stats.itl_ms)),
+            learned: Bounds::default(),
             draining: false,
             reason: self.reason(peer, kept, now),
         }

@@ -3,8 +3,10 @@
 use super::{Reason, Silence};
 use crate::ids::{GenerationId, NodeId};
 use crate::rank::Candidate;
+use crate::stalls::{Observed, Sketch};
 use crate::time::Mono;
 use crate::wire::Phase;
+use std::time::Duration;
 
 /// Names an attempt within its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,6 +49,16 @@ pub(super) struct Attempt {
     /// Its peer is leaving: it goes on until a backup produces.
     pub draining: bool,
     pub silence: Silence,
+    /// It is a backup on suspicion, which the owner's budget paid for.
+    pub hedge: bool,
+    /// Of its prompt, the replayed prefix included.
+    pub prompt_tokens: u32,
+    /// The longest stretch without an advance before the first token.
+    longest: Duration,
+    /// The same once the first token came, if it says something of the engine.
+    first: Option<Duration>,
+    /// Between its tokens.
+    gaps: Sketch,
 }
 
 impl Attempt {
@@ -74,6 +86,11 @@ impl Attempt {
             suspect: None,
             draining: false,
             silence,
+            hedge: false,
+            prompt_tokens: 0,
+            longest: Duration::ZERO,
+            first: None,
+            gaps: Sketch::default(),
         }
     }
 
@@ -110,8 +127,50 @@ impl Attempt {
     /// Progress came; only a phase or count that changed is an advance.
     pub fn progress(&mut self, phase: Phase, done: u32, now: Mono) {
         if self.phase != Some((phase, done)) {
+            if self.works() {
+                self.longest = self.longest.max(now.since(self.advanced));
+            }
             self.phase = Some((phase, done));
             self.advanced = now;
         }
+    }
+
+    /// Its next token came.
+    pub fn token(&mut self, now: Mono) {
+        let stretch = now.since(self.advanced);
+        if self.stage == Stage::Producing {
+            self.gaps.record(stretch);
+        } else if self.works() {
+            self.first = Some(self.longest.max(stretch));
+        }
+        self.next += 1;
+        self.stage = Stage::Producing;
+        self.advanced = now;
+    }
+
+    /// What it showed of its engine, up to `now`. Of one that is left as stalled the stretch
+    /// that runs counts as the bound: how long it would have taken nobody knows.
+    pub fn observed(&self, now: Mono) -> Option<Observed> {
+        let (mut first, mut gaps) = (self.first, self.gaps.clone());
+        if self.suspect == Some(Reason::Stall) && self.works() {
+            let shown = now.since(self.advanced).min(self.stall_bound());
+            if self.stage == Stage::Producing {
+                gaps.record(shown);
+            } else {
+                first = Some(self.longest.max(shown));
+            }
+        }
+        // A reattached stream replays its journal: that is the network's speed.
+        let shown = !self.attach && (first.is_some() || gaps.samples() > 0);
+        shown.then_some(Observed {
+            prompt_tokens: self.prompt_tokens,
+            first,
+            gaps,
+        })
+    }
+
+    /// The engine is at work on it, for all that is known.
+    fn works(&self) -> bool {
+        !matches!(self.phase, Some((Phase::Queued | Phase::Loading, _)))
     }
 }

@@ -54,14 +54,16 @@ impl Attempt {
         }
     }
 
-    /// Eight times what the ranking expects of this engine is no longer its usual jitter. A
-    /// queue or a load that reports itself may take as long as a load takes.
-    fn stall_bound(&self) -> Duration {
-        let expected = match (self.stage, self.phase) {
+    /// What this client has seen one in a hundred exceed; until it has seen enough, eight times
+    /// what the ranking expects, which is no longer an engine's usual jitter. A queue or a load
+    /// that reports itself may take as long as a load takes.
+    pub(super) fn stall_bound(&self) -> Duration {
+        let known = &self.candidate;
+        let (learned, expected) = match (self.stage, self.phase) {
             (_, Some((Phase::Queued | Phase::Loading, _))) => return LOAD_MAX,
-            (Stage::Producing, _) => self.candidate.expected_itl,
-            _ => self.candidate.expected_ttft,
+            (Stage::Producing, _) => (known.learned.gap, known.expected_itl),
+            _ => (known.learned.first, known.expected_ttft),
         };
-        (expected * 8).clamp(STALL_MIN, STALL_MAX)
+        learned.unwrap_or(expected * 8).clamp(STALL_MIN, STALL_MAX)
     }
 }

@@ -98,6 +98,7 @@ impl Session {
         let Some(failed) = self.find(id) else { return };
         let (node, engine) = (failed.node(), failed.candidate.engine);
         let digest = failed.digest.clone();
+        let was_hedge = failed.hedge;
         if !matches!(&reason, Reason::Refused(code) if !code.is_failure()) {
             let now = self.now;
             let tried = self.tried((node, engine));
@@ -133,7 +134,8 @@ impl Session {
         }));
         self.last_reason = Some(reason.clone());
         if !self.attempts.is_empty() {
-            // A suspect that lost its backup gets another.
+            // A suspect that lost its backup gets another, in place of the one paid for.
+            self.granted |= was_hedge;
             return self.seek_backup();
         }
         if !self.delivered.is_empty() && !self.config.spliceable {

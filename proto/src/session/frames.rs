@@ -1,6 +1,6 @@
 //! What a frame does: deliver, hold, take over, end.
 
-use super::attempt::{AttemptId, Stage};
+use super::attempt::AttemptId;
 use super::machine::Session;
 use super::{Effect, Note, Output, Reason, Seam};
 use crate::limits::MAX_TOKENS;
@@ -40,6 +40,7 @@ impl Session {
             && matches!(a.suspect, Some(Reason::Silence | Reason::DialSlow))
         {
             a.suspect = None;
+            self.return_hedge();
         }
     }
 
@@ -49,9 +50,7 @@ impl Session {
         if token.index != attempt.next || token.index >= MAX_TOKENS {
             return self.fail(id, Reason::Protocol);
         }
-        attempt.next += 1;
-        attempt.stage = Stage::Producing;
-        attempt.advanced = now;
+        attempt.token(now);
         let index = token.index as usize;
         if self.current == Some(id) {
             return self.deliver_from_current(id, token, now);
@@ -73,6 +72,7 @@ impl Session {
         attempt.suspect = None;
         if !attempt.draining {
             // The original produces again before its backup did: it goes on alone.
+            self.return_hedge();
             self.reset_others(id);
             self.loss = None;
         }
@@ -109,6 +109,7 @@ impl Session {
             Some(self.loss_of(attempt))
         });
         self.reset_others(id);
+        self.hedge_took_over(id);
         let Some(attempt) = self.attempts.iter().find(|a| a.id == id) else {
             return;
         };

@@ -67,6 +67,10 @@ pub struct Session {
     pub(super) last_rank: Mono,
     /// Nobody can go on at the moment; until when to wait.
     pub(super) waiting_until: Option<Mono>,
+    /// A hedge is paid for and not dispatched yet.
+    pub(super) granted: bool,
+    /// When a hedge was asked for last.
+    pub(super) asked: Mono,
     pub(super) started: bool,
     /// Of the latest producer's weights; empty = unknown.
     pub(super) digest: String,
@@ -95,6 +99,8 @@ impl Session {
             ranking: true,
             last_rank: now,
             waiting_until: None,
+            granted: false,
+            asked: now,
             started: false,
             digest: String::new(),
             ended: false,
@@ -120,6 +126,7 @@ impl Session {
             Input::Frame(id, frame) => self.frame(id, frame, now),
             Input::Closed(id, closed) => self.closed(id, closed, now),
             Input::PeerGoing(node) => self.peer_going(node, now),
+            Input::Hedge => self.may_hedge(),
             Input::Wake => self.wake(now),
             Input::Cancel => self.end(Output::Failed(Failure::Cancelled)),
         }
@@ -149,12 +156,17 @@ impl Session {
         });
         // Whoever was busy may be asked again; the ranking that follows asks only once each.
         let retry = self.waiting_until.and_then(|_| self.next_retry());
-        attempts.chain(self.waiting_until).chain(retry).min()
+        attempts
+            .chain(self.waiting_until)
+            .chain(retry)
+            .chain(self.next_hedge())
+            .min()
     }
 
     /// Nobody can go on or back up at the moment: news of the peer table are welcome.
     pub fn is_waiting(&self) -> bool {
-        !self.ended && (self.waiting_until.is_some() || self.wants_backup())
+        let wants_backup = self.wants_backup() && (self.granted || !self.would_hedge());
+        !self.ended && (self.waiting_until.is_some() || wants_backup)
     }
 
     pub(super) fn next_retry(&self) -> Option<Mono> {
@@ -235,7 +247,8 @@ impl Session {
         }
         self.waiting_until = None;
         let prefix = self.delivered.clone();
-        let attempt = self.attempt(candidate, prefix.len(), now);
+        let mut attempt = self.attempt(candidate, prefix.len(), now);
+        attempt.hedge = std::mem::take(&mut self.granted);
         self.effects.push_back(Effect::Open {
             attempt: attempt.id,
             node: attempt.candidate.node,
@@ -262,13 +275,11 @@ impl Session {
             .iter()
             .find(|(n, _)| *n == candidate.node);
         let silence = learned.map_or_else(Silence::default, |(_, s)| *s);
-        Attempt::new(
-            id,
-            candidate,
-            u32::try_from(next).unwrap_or(u32::MAX),
-            now,
-            silence,
-        )
+        let next = u32::try_from(next).unwrap_or(u32::MAX);
+        let mut attempt = Attempt::new(id, candidate, next, now, silence);
+        let replayed: u32 = self.delivered.iter().map(|c| c.tokens).sum();
+        attempt.prompt_tokens = self.config.prompt_tokens.saturating_add(replayed);
+        attempt
     }
 
     /// No attempt runs and nobody can be asked.
@@ -314,16 +325,26 @@ impl Session {
         self.attempts.retain(|a| a.id != id);
     }
 
+    /// Tells what an attempt that ends has shown of its path and its engine.
     pub(super) fn learn(&mut self, id: AttemptId) {
-        if let Some(a) = self.attempts.iter().find(|a| a.id == id && a.alive) {
-            let (node, silence) = (a.node(), a.silence);
-            self.effects
-                .push_back(Effect::Note(Note::Learned { node, silence }));
-        }
+        let ended = self.attempts.iter().find(|a| a.id == id);
+        let Some(a) = ended.filter(|a| a.alive) else {
+            return;
+        };
+        let (node, silence) = (a.node(), a.silence);
+        let observed = a.observed(self.now).map(|observed| Note::Observed {
+            node,
+            model: a.candidate.model.clone(),
+            observed: Box::new(observed),
+        });
+        let notes = [Some(Note::Learned { node, silence }), observed];
+        let notes = notes.into_iter().flatten().map(Effect::Note);
+        self.effects.extend(notes);
     }
 
     pub(super) fn reset_others(&mut self, keep: AttemptId) {
         while let Some(at) = self.attempts.iter().position(|a| a.id != keep) {
+            self.learn(self.attempts[at].id);
             let other = self.attempts.remove(at);
             self.effects.push_back(Effect::Reset(other.id));
             if let Some(reason) = other.suspect {
@@ -342,8 +363,10 @@ impl Session {
     }
 
     pub(super) fn end(&mut self, output: Output) {
-        for attempt in std::mem::take(&mut self.attempts) {
-            self.effects.push_back(Effect::Reset(attempt.id));
+        self.return_hedge();
+        while let Some(attempt) = self.attempts.first().map(|a| a.id) {
+            self.drop_attempt(attempt);
+            self.effects.push_back(Effect::Reset(attempt));
         }
         self.emit(output);
         self.ended = true;

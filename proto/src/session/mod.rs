@@ -48,6 +48,7 @@ pub use silence::Silence;
 
 use crate::ids::NodeId;
 use crate::rank::Candidate;
+use crate::stalls::Observed;
 use crate::wire::{Attach, Chunk, ErrorCode, FinishReason, GenFrame, Phase, Usage, WireError};
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub struct Config {
     pub spliceable: bool,
     /// In-stream silence learned per peer in earlier streams (see [`Silence`]).
     pub silence: Vec<(NodeId, Silence)>,
+    /// Tokens of the prompt, by which first tokens are compared; an estimate will do.
+    pub prompt_tokens: u32,
 }
 
 /// What happened.
@@ -75,6 +78,8 @@ pub enum Input {
     Closed(AttemptId, Closed),
     /// The peer table says that this peer drains, left or went down.
     PeerGoing(NodeId),
+    /// Yes to [`Effect::Hedge`]. For no, nothing is said.
+    Hedge,
     /// The time of [`Session::next_wake`] has come.
     Wake,
     /// The caller wants no more.
@@ -101,6 +106,10 @@ pub enum Closed {
 pub enum Effect {
     /// Rank the peers and hand in [`Input::Candidates`].
     Rank,
+    /// Ask whether a backup may work beside an engine that only looks hung
+    /// ([`crate::hedge::Hedges::take`]); for yes, hand in [`Input::Hedge`]. Asked again after a
+    /// no, as long as there is need.
+    Hedge,
     /// Open a stream.
     Open {
         /// For the inputs that concern it.
@@ -297,6 +306,17 @@ pub enum Note {
         node: NodeId,
         /// Its engine.
         engine: u16,
+    },
+    /// A hedge that was granted took over or was not needed: [`crate::hedge::Hedges::refund`].
+    HedgeRefund,
+    /// What this stream showed of its engine, for [`crate::stalls::Stalls::learn`].
+    Observed {
+        /// Of whom.
+        node: NodeId,
+        /// The model's name there.
+        model: String,
+        /// How long it took.
+        observed: Box<Observed>,
     },
     /// What this stream showed of the path's jitter, for the next session's
     /// [`Config::silence`].

@@ -5,6 +5,7 @@ use super::machine::{NEVER, Session};
 use super::{Effect, Note, Reason};
 use crate::ids::NodeId;
 use crate::time::Mono;
+use crate::timeouts::HEDGE_RETRY;
 
 impl Session {
     pub(super) fn peer_going(&mut self, node: NodeId, now: Mono) {
@@ -49,9 +50,55 @@ impl Session {
         self.seek_backup();
     }
 
+    /// Seeks a backup if one is wanted: at once where it is no hedge or is paid for, else after
+    /// the owner of the budget has said yes.
     pub(super) fn seek_backup(&mut self) {
+        if !self.wants_backup() {
+            return;
+        }
+        if self.granted || !self.would_hedge() {
+            return self.rank();
+        }
+        self.asked = self.now;
+        self.effects.push_back(Effect::Hedge);
+    }
+
+    /// A backup now would work beside an engine that may only look hung. One beside a peer that
+    /// leaves, is dialed or is reattached to would not.
+    pub(super) fn would_hedge(&self) -> bool {
+        self.attempts.iter().any(|a| {
+            let looks_hung = matches!(a.suspect, Some(Reason::Silence | Reason::Stall));
+            looks_hung && !a.attach && !a.draining
+        })
+    }
+
+    /// When to ask for a hedge again, if one was refused.
+    pub(super) fn next_hedge(&self) -> Option<Mono> {
+        let refused = self.wants_backup() && self.would_hedge() && !self.granted;
+        refused.then(|| self.asked + HEDGE_RETRY)
+    }
+
+    /// The hedge that was asked for is paid for.
+    pub(super) fn may_hedge(&mut self) {
+        self.granted = true;
         if self.wants_backup() {
             self.rank();
+        } else {
+            self.return_hedge();
+        }
+    }
+
+    /// Gives back what was paid for and not needed after all.
+    pub(super) fn return_hedge(&mut self) {
+        if std::mem::take(&mut self.granted) {
+            self.effects.push_back(Effect::Note(Note::HedgeRefund));
+        }
+    }
+
+    /// The hedge did the work that its original did not: it cost nothing.
+    pub(super) fn hedge_took_over(&mut self, id: AttemptId) {
+        if self.find(id).is_some_and(|a| std::mem::take(&mut a.hedge)) {
+            self.effects.push_back(Effect::Note(Note::HedgeRefund));
         }
     }
 
@@ -81,6 +128,9 @@ impl Session {
             if now >= at && attempt.suspect.is_none() {
                 self.suspect(id, reason, now);
             }
+        }
+        if self.next_hedge().is_some_and(|at| now >= at) {
+            self.seek_backup();
         }
         match self.waiting_until {
             Some(until) if self.attempts.is_empty() && now >= until => self.give_up(),

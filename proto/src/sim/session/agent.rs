@@ -142,7 +142,8 @@ impl World<'_> {
                 let at = self.arrival(node, attempt);
                 return self.at_time(at, Event::CloseAtClient(attempt, Closed::Ended));
             }
-            (Some(Fault::SkipsToken), _) => generation.next += 1,
+            // Behind the last token there is nothing to skip.
+            (Some(Fault::SkipsToken), _) if generation.next < frames => generation.next += 1,
             _ => {}
         }
         let Some(generation) = self.agents[node].generations.get_mut(&key) else {

@@ -3,7 +3,7 @@
 use super::{Agent, Event, World, chunk, id_of, terminal};
 use crate::ids::NodeId;
 use crate::rank::{Candidate, Cost};
-use crate::session::{AttemptId, Closed, Effect, How, Input, Output};
+use crate::session::{AttemptId, Closed, Effect, How, Input, Note, Output};
 use crate::timeouts::{IDLE, TABLE_DOWN};
 use std::time::Duration;
 
@@ -27,6 +27,13 @@ impl World<'_> {
                     }
                 }
                 Effect::Emit(output) => self.emit(output),
+                Effect::Hedge => {
+                    if self.hedges.take() {
+                        self.session.handle(Input::Hedge, self.now);
+                    }
+                }
+                Effect::Note(Note::HedgeRefund) => self.hedges.refund(),
+                Effect::Note(Note::Backup { .. }) => self.report.backups += 1,
                 Effect::Note(_) => {}
             }
         }
@@ -62,6 +69,7 @@ impl World<'_> {
                 cost: Cost::default(),
                 expected_ttft: self.scenario.nodes[node].ttft,
                 expected_itl: self.scenario.nodes[node].itl,
+                learned: self.scenario.learned,
                 draining: agent.draining,
                 reason: String::new(),
             });

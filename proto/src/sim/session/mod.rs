@@ -12,6 +12,7 @@ mod scenario;
 
 pub use scenario::{Fault, Node, Scenario};
 
+use crate::hedge::Hedges;
 use crate::ids::{GenerationId, NodeId};
 use crate::session::{AttemptId, Closed, Config, How, Input, Output, Session};
 use crate::time::Mono;
@@ -33,6 +34,8 @@ pub struct Report {
     pub longest_wait: Duration,
     /// Attempts that were opened.
     pub attempts: u32,
+    /// Of them, those that stood by for a peer in trouble.
+    pub backups: u32,
     /// A rule that the run broke, if any.
     pub violation: Option<String>,
 }
@@ -104,6 +107,7 @@ struct World<'a> {
     events: Vec<Option<Event>>,
     agents: Vec<Agent>,
     session: Session,
+    hedges: Hedges,
     /// Attempt -> (node, in-order delivery horizon, connection generation).
     links: BTreeMap<AttemptId, (usize, Mono)>,
     next_generation: u64,
@@ -117,7 +121,7 @@ struct World<'a> {
 pub fn run(scenario: &Scenario) -> Report {
     let config = Config {
         spliceable: scenario.spliceable,
-        silence: Vec::new(),
+        ..Config::default()
     };
     let mut world = World {
         scenario,
@@ -128,6 +132,7 @@ pub fn run(scenario: &Scenario) -> Report {
         events: Vec::new(),
         agents: scenario.nodes.iter().map(|_| Agent::default()).collect(),
         session: Session::new(config, Mono::ZERO),
+        hedges: Hedges::new(scenario.hedges),
         links: BTreeMap::new(),
         next_generation: 1,
         wake_at: None,

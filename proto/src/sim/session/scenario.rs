@@ -1,5 +1,7 @@
 //! What a run is drawn from.
 
+use crate::limits::HEDGE_BURST;
+use crate::stalls::Bounds;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::time::Duration;
@@ -60,6 +62,10 @@ pub struct Scenario {
     pub spliceable: bool,
     /// The caller cancels then.
     pub cancel_at: Option<Duration>,
+    /// Hedges that the client may waste.
+    pub hedges: u32,
+    /// What the client has learned of every engine.
+    pub learned: Bounds,
 }
 
 impl Scenario {
@@ -104,6 +110,11 @@ impl Scenario {
             deterministic: rng.random_bool(0.7),
             spliceable: rng.random_bool(0.9),
             cancel_at: rng.random_bool(0.05).then(|| ms(&mut rng, 0, 800)),
+            hedges: HEDGE_BURST,
+            learned: Bounds {
+                first: rng.random_bool(0.5).then(|| ms(&mut rng, 10, 1200)),
+                gap: rng.random_bool(0.5).then(|| ms(&mut rng, 5, 1200)),
+            },
         }
     }
 }

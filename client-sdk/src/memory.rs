@@ -1,0 +1,163 @@
+//! What a client remembers from request to request: which peer holds which conversation, which
+//! engines failed, how long paths and engines take, how many hedges are left.
+//!
+//! The rules are all in `unamesh_proto` (`breaker`, `stalls`, `hedge`, `session`); here they
+//! share one lock, taken when a request starts, is dispatched or ends, never per token.
+
+use crate::client::{ClientError, Request};
+use crate::clock;
+use crate::transport::Transport;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+use unamesh_proto::breaker::Breakers;
+use unamesh_proto::hedge::Hedges;
+use unamesh_proto::rank::{Need, Ranking, near_names, rank};
+use unamesh_proto::session::{Config, Note, Silence};
+use unamesh_proto::stalls::Stalls;
+use unamesh_proto::table::Snapshot;
+use unamesh_proto::{Mono, NodeId, limits};
+
+/// Conversations whose peer is remembered; the oldest half goes when it is full.
+const MAX_SESSIONS: usize = 1024;
+/// What all requests of one client share.
+pub(crate) struct Shared {
+    pub table: watch::Receiver<Arc<Snapshot>>,
+    pub transport: Arc<dyn Transport>,
+    memory: Mutex<Memory>,
+}
+
+/// What outlives a request. Locked at its start and end, never per token.
+#[derive(Default)]
+struct Memory {
+    silences: HashMap<NodeId, Silence>,
+    sessions: HashMap<u64, (NodeId, Mono)>,
+    breakers: Breakers,
+    stalls: Stalls,
+    hedges: Hedges,
+}
+
+impl Shared {
+    pub fn new(table: watch::Receiver<Arc<Snapshot>>, transport: Arc<dyn Transport>) -> Self {
+        Shared {
+            table,
+            transport,
+            memory: Mutex::default(),
+        }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        // Plain maps: a panic elsewhere cannot leave them half-changed.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request begins: what its session starts with.
+    pub fn begin(&self, request: &Request) -> Config {
+        let mut memory = self.memory();
+        memory.hedges.request();
+        Config {
+            spliceable: request.spliceable,
+            silence: memory.silences.iter().map(|(n, s)| (*n, *s)).collect(),
+            prompt_tokens: request.need(None).prompt_tokens,
+        }
+    }
+
+    /// Whether a backup may work beside an engine that only looks hung.
+    pub fn may_hedge(&self) -> bool {
+        self.memory().hedges.take()
+    }
+
+    pub fn sticky(&self, session: u64) -> Option<NodeId> {
+        if session == 0 {
+            return None;
+        }
+        let memory = self.memory();
+        let sticky = memory.sessions.get(&session).map(|(node, _)| *node);
+        // Its cache is worth less than an answer.
+        sticky.filter(|node| memory.breakers.trusts(*node))
+    }
+
+    pub fn stick(&self, session: u64, node: NodeId) {
+        if session == 0 {
+            return;
+        }
+        let mut memory = self.memory();
+        memory.sessions.insert(session, (node, clock::mono()));
+        if memory.sessions.len() > MAX_SESSIONS {
+            let mut times: Vec<Mono> = memory.sessions.values().map(|(_, at)| *at).collect();
+            let middle = times.len() / 2;
+            let (_, median, _) = times.select_nth_unstable(middle);
+            let median = *median;
+            memory.sessions.retain(|_, (_, at)| *at > median);
+        }
+    }
+
+    /// Takes in what a session found out.
+    pub fn note(&self, note: &Note, now: Mono) {
+        let mut memory = self.memory();
+        memory.breakers.note(note, &mut rand::rng(), now);
+        match note {
+            Note::HedgeRefund => memory.hedges.refund(),
+            Note::Learned { node, silence } => {
+                memory.silences.insert(*node, *silence);
+                if memory.silences.len() > limits::MAX_PEERS {
+                    let snapshot = self.table.borrow().clone();
+                    memory.silences.retain(|n, _| snapshot.get(n).is_some());
+                }
+            }
+            Note::Observed {
+                node,
+                model,
+                observed,
+            } => memory.stalls.learn(*node, model, observed, now),
+            _ => {}
+        }
+    }
+
+    /// A request goes out to an engine.
+    pub fn dispatched(&self, node: NodeId, engine: u16, now: Mono) {
+        self.memory().breakers.dispatched(node, engine, now);
+    }
+
+    /// The peers that can serve `need`, those that failed lately last, each with what was
+    /// learned of it.
+    pub fn rank(&self, need: &Need<'_>, now: Mono) -> Ranking {
+        let snapshot = self.table.borrow().clone();
+        let mut ranking = rank(&snapshot, need, now);
+        let memory = self.memory();
+        memory.breakers.order(&mut ranking.ranked, now);
+        memory.stalls.fill(&mut ranking.ranked, need.prompt_tokens);
+        ranking
+    }
+
+    pub fn nobody_has(&self, request: &Request) -> ClientError {
+        let snapshot = self.table.borrow().clone();
+        let model = request.model.clone();
+        let models = || snapshot.peers.iter().flat_map(|p| &p.advert.models);
+        let fits = request.need(None);
+        let any = Need {
+            prompt_at_least: 0,
+            ..fits
+        };
+        let ranked = |need| rank(&snapshot, need, clock::mono()).ranked;
+        if ranked(&fits).is_empty()
+            && let Some(best) = ranked(&any).first()
+        {
+            let tokens = fits.prompt_at_least;
+            let contexts = models().filter(|m| m.name == best.model).map(|m| m.context);
+            let largest = contexts.max().unwrap_or_default();
+            let message = format!(
+                "the prompt has at least {tokens} tokens, the largest context of {model:?} in \
+                 the mesh is {largest}: shorten the prompt or ask a model with a larger context"
+            );
+            return ClientError::ContextExceeded { message };
+        }
+        let known = models().any(|m| m.name == model);
+        let near = near_names(&snapshot, &model);
+        if known || snapshot.peers.is_empty() {
+            ClientError::NoPeer { model, near }
+        } else {
+            ClientError::UnknownModel { model, near }
+        }
+    }
+}
