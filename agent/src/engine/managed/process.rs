@@ -18,7 +18,6 @@ pub struct Process {
     stdin: Option<ChildStdin>,
     stderr: Option<ChildStderr>,
     tail: Vec<u8>,
-    gone: bool,
 }
 
 impl Process {
@@ -51,7 +50,6 @@ impl Process {
             stdin,
             stderr,
             tail: Vec::new(),
-            gone: false,
         })
     }
 
@@ -73,7 +71,6 @@ impl Process {
         loop {
             tokio::select! {
                 status = self.child.wait() => {
-                    self.gone = true;
                     self.drain(&mut buffer).await;
                     return self.obituary(status);
                 }
