@@ -29,6 +29,8 @@ const BYTES_PER_TOKEN: usize = 4;
 
 /// No text makes longer tokens than this on average.
 const MAX_BYTES_PER_TOKEN: usize = 12;
+/// So many times too high may an estimate by [`BYTES_PER_TOKEN`] be.
+const ESTIMATE_IS_AT_MOST: u32 = (MAX_BYTES_PER_TOKEN / BYTES_PER_TOKEN) as u32;
 
 /// A request for text.
 #[derive(Clone, Debug)]
@@ -45,7 +47,8 @@ pub struct Request {
     pub extra: String,
     /// The conversation, so that it returns to the peer with its KV cache; 0 = none.
     pub session: u64,
-    /// Tokens of the prompt; 0 = estimate from the input's length.
+    /// About how many tokens the prompt has; 0 = estimate from the input's length. It ranks
+    /// peers; only a prompt that exceeds every context however it is counted is refused.
     pub prompt_tokens: u32,
     /// Another engine may continue a broken answer. False for structured output and tools.
     pub spliceable: bool,
@@ -86,7 +89,8 @@ impl Request {
         match self.prompt_tokens {
             0 if self.input.contains(";base64,") => 0,
             0 => u32::try_from(self.input.len() / MAX_BYTES_PER_TOKEN).unwrap_or(u32::MAX),
-            tokens => tokens,
+            // An estimate too (a gateway counts bytes): it may be as much too high.
+            tokens => tokens / ESTIMATE_IS_AT_MOST,
         }
     }
 }
@@ -259,7 +263,7 @@ impl From<WireError> for ClientError {
 pub struct ClientConfig {
     /// The directory that `unamesh join` filled.
     pub state_dir: PathBuf,
-    /// Agents to ask first: `node-id@ip:port`.
+    /// Agents to ask first: `ip:port`.
     pub seeds: Vec<String>,
     /// Browse by multicast DNS as well.
     pub mdns: bool,
@@ -362,7 +366,12 @@ impl MeshClient {
             prompt_tokens,
             ..Request::chat(model, "")
         };
-        self.shared.rank(&request.need(None), clock::mono())
+        let need = Need {
+            // Whoever asks this way means just this many.
+            prompt_at_least: prompt_tokens,
+            ..request.need(None)
+        };
+        self.shared.rank(&need, clock::mono())
     }
 
     /// Closes a stand-alone client and waits for its tasks, at most
