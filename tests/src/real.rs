@@ -112,5 +112,7 @@ pub async fn starter() -> &'static Starter {
 /// If no port is free.
 #[must_use]
 pub fn engine(starter: &Starter) -> String {
-    starter.config("starter", starter::free_port().unwrap())
+    starter
+        .config("starter", starter::free_port().unwrap())
+        .unwrap()
 }
