@@ -7,9 +7,10 @@
 //! went, an engine's health) also goes directly to every peer; load and figures go by gossip
 //! alone.
 //!
-//! Nothing changed: the advert is repeated, since a message may have been lost. The first
-//! repeat comes after [`ADVERT_EVERY`], each further one after twice the time, up to
-//! [`ADVERT_EVERY_MAX`]: liveness comes from probes, and an idle home stays quiet.
+//! Nothing changed: the advert is repeated, since a message may have been lost. After
+//! something weighty the first repeat comes after [`ADVERT_EVERY`], each further one after
+//! twice the time, up to [`ADVERT_EVERY_MAX`]: liveness comes from probes, and an idle home
+//! stays quiet.
 
 use super::addrs;
 use super::findings::{Finding, Findings};
@@ -168,12 +169,13 @@ impl Publisher {
             let changed = !same(&word, &self.last);
             let due = said_at.elapsed() >= repeat;
             if changed || due {
-                repeat = if changed {
-                    ADVERT_EVERY
-                } else {
-                    (repeat * 2).min(ADVERT_EVERY_MAX)
-                };
                 let direct = weighty(&word, &self.last);
+                repeat = match (changed, direct) {
+                    (true, true) => ADVERT_EVERY,
+                    // Figures: a lost one is made good by the next.
+                    (true, false) => ADVERT_EVERY_MAX,
+                    (false, _) => (repeat * 2).min(ADVERT_EVERY_MAX),
+                };
                 self.say(&outlets, word, direct);
                 said_at = Instant::now();
             }
