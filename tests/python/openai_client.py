@@ -61,7 +61,7 @@ def errors(client, model):
     cases = {
         "unknown model": ask("no-such-model", "Hello"),
         "temperature": ask(model, "Hello") | {"temperature": "warm"},
-        "max_tokens": ask(model, "Hello", max_tokens=-1),
+        "max_tokens": ask(model, "Hello", max_tokens="many"),
         "messages": {"model": model, "messages": "Hello"},
         "context": ask(model, "word " * 20000),
     }

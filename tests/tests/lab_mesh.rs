@@ -128,8 +128,9 @@ async fn machines_find_each_other_by_multicast_dns_alone() {
         "three agents know each other {:?} after their start",
         started.elapsed()
     );
-    answers(&mesh.cluster.agents[0], "one").await.unwrap();
-    answers(&mesh.cluster.agents[0], "two").await.unwrap();
+    for model in ["one", "two"] {
+        until(model, MEET, async || answers(&mesh.cluster.agents[0], model).await).await;
+    }
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use unamesh_tests::agent::run;
 use unamesh_tests::cluster::{Agent, Cluster, MEET, Setup, ranked, turn};
 use unamesh_tests::doubles::ScriptEngine;
 use unamesh_tests::doubles::script_engine::Script;
-use unamesh_tests::http::Net;
+use unamesh_tests::http::{Net, Server};
 use unamesh_tests::measure::until;
 
 /// A whole answer of the scripted model by way of `agent`, or the error object.
@@ -101,7 +101,7 @@ async fn a_taken_port_is_named_with_the_way_out() {
     agent.set(&[("gateway.listen", &taken.to_string())]);
     says(
         &refuses(&mut agent).await,
-        &[&taken.port().to_string(), "gateway", "taken"],
+        &[&taken.port().to_string(), "gateway", "in use", "another port"],
     );
 
     let udp = UdpSocket::bind("[::]:0").unwrap();
@@ -132,28 +132,41 @@ async fn one_state_directory_serves_one_agent() {
 }
 
 #[tokio::test]
-async fn a_read_only_or_full_disk_is_named() {
+async fn a_read_only_or_full_disk_is_named_and_does_not_stop_an_agent() {
     let _turn = turn().await;
     let root = tempfile::tempdir().unwrap();
-    let mut agent = Agent::new(root.path(), Setup::new("desk"));
+    let engine = ScriptEngine::start(Script::default()).await;
+    let gateway = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut agent = Agent::new(root.path(), Setup::new("desk").engine(engine.addr));
+    agent.set(&[("gateway.listen", &gateway.to_string())]);
     agent.run(&["init"]).await.unwrap();
     let state = agent.state.to_str().unwrap().to_owned();
     // Root may write anywhere: it takes a mount of its own to stop it.
     let mounted = |script: &str| {
         let script = format!("{script} && exec \"$@\"").replace("STATE", &state);
-        ["unshare", "--mount", "sh", "-c", &script, "sh"]
-            .map(str::to_owned)
-            .to_vec()
+        ["unshare", "--mount", "sh", "-c", &script, "sh"].map(str::to_owned).to_vec()
     };
-
-    agent.setup.wrapper = mounted("mount --bind STATE STATE && mount -o remount,ro,bind STATE");
-    says(&refuses(&mut agent).await, &[&state, "read-only"]);
-
-    agent.setup.wrapper = mounted(
-        "cp -a STATE STATE.kept && mount -t tmpfs -o size=64k none STATE && \
-         cp -a STATE.kept/. STATE && { cat /dev/zero > STATE/fill 2>/dev/null || true; }",
-    );
-    says(&refuses(&mut agent).await, &[&state, "space"]);
+    let disks = [
+        ("read-only", "mount --bind STATE STATE && mount -o remount,ro,bind STATE"),
+        (
+            "space",
+            "cp -a STATE STATE.kept && mount -t tmpfs -o size=64k none STATE && \
+             cp -a STATE.kept/. STATE && { cat /dev/zero > STATE/fill 2>/dev/null || true; }",
+        ),
+    ];
+    for (word, script) in disks {
+        agent.setup.wrapper = mounted(script);
+        agent.spawn();
+        // It cannot write down where it listens, but it works.
+        let server = Server { net: Net::Host, addr: gateway, token: None };
+        let question = json!({"model": "script", "messages": [{"role": "user", "content": "?"}]});
+        until("it answers", MEET, async || {
+            server.json("/v1/chat/completions", Some(&question)).await
+        })
+        .await;
+        says(&agent.log(), &[&state, word]);
+        assert!(agent.terminate().await.success(), "{}", agent.log());
+    }
 }
 
 #[tokio::test]
@@ -167,7 +180,7 @@ async fn two_agents_with_one_key_are_noticed() {
     let desk = &cluster.agents[0];
     until("somebody is told of the twin", MEET, async || {
         let told = format!("{}{}{}", desk.log(), cluster.agents[1].log(), twin.log());
-        if told.contains("same key") {
+        if told.contains("another agent runs with the key") {
             Ok(())
         } else {
             Err(told)
@@ -207,7 +220,7 @@ async fn a_peer_of_another_mesh_stays_outside() {
     stranger.start().await;
     until("the stranger says why it stays outside", MEET, async || {
         let log = stranger.log().to_lowercase();
-        if log.contains("another mesh") {
+        if log.contains("two meshes") {
             Ok(())
         } else {
             Err(log)

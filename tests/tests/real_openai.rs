@@ -52,8 +52,8 @@ async fn the_package_works_unchanged() {
 
     let whole = mesh.openai("chat", &[PROMPT]).await.last().await;
     assert!(whole["text"].as_str().unwrap().len() > 40, "{whole}");
-    assert_eq!(whole["finish"], "length", "{whole}");
-    assert_eq!(whole["tokens"], 60, "{whole}");
+    assert!(["stop", "length"].map(Into::into).contains(&whole["finish"]), "{whole}");
+    assert!((10..=60).contains(&whole["tokens"].as_u64().unwrap()), "{whole}");
 
     let streamed = mesh.openai("stream", &[PROMPT]).await.last().await;
     assert_eq!(streamed, whole);
@@ -107,16 +107,11 @@ async fn an_answer_in_one_piece_survives_it_too() {
     let mut mesh = Mesh::start().await;
     let expected = mesh.openai("chat", &[PROMPT]).await.last().await;
     let client = mesh.openai("chat", &[PROMPT]).await;
-    // The headers come with the answer, so who gives it is seen from its load.
-    let (victim, _) = until("an engine is busy", BUSY, async || {
+    // The headers come with the answer, so who gives it is seen from its status.
+    let (victim, _) = until("somebody answers", BUSY, async || {
         for index in [1, 2] {
-            let engines = mesh.cluster.agents[index].api("engines").await?;
-            if engines
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(|e| e["busy"].as_u64() > Some(0))
-            {
+            let status = mesh.cluster.agents[index].api("status").await?;
+            if status["active"].as_u64() > Some(0) {
                 return Ok(index);
             }
         }
