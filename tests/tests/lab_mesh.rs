@@ -129,7 +129,10 @@ async fn machines_find_each_other_by_multicast_dns_alone() {
         started.elapsed()
     );
     for model in ["one", "two"] {
-        until(model, MEET, async || answers(&mesh.cluster.agents[0], model).await).await;
+        until(model, MEET, async || {
+            answers(&mesh.cluster.agents[0], model).await
+        })
+        .await;
     }
 }
 

@@ -101,7 +101,12 @@ async fn a_taken_port_is_named_with_the_way_out() {
     agent.set(&[("gateway.listen", &taken.to_string())]);
     says(
         &refuses(&mut agent).await,
-        &[&taken.port().to_string(), "gateway", "in use", "another port"],
+        &[
+            &taken.port().to_string(),
+            "gateway",
+            "in use",
+            "another port",
+        ],
     );
 
     let udp = UdpSocket::bind("[::]:0").unwrap();
@@ -136,7 +141,10 @@ async fn a_read_only_or_full_disk_is_named_and_does_not_stop_an_agent() {
     let _turn = turn().await;
     let root = tempfile::tempdir().unwrap();
     let engine = ScriptEngine::start(Script::default()).await;
-    let gateway = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gateway = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let mut agent = Agent::new(root.path(), Setup::new("desk").engine(engine.addr));
     agent.set(&[("gateway.listen", &gateway.to_string())]);
     agent.run(&["init"]).await.unwrap();
@@ -144,10 +152,15 @@ async fn a_read_only_or_full_disk_is_named_and_does_not_stop_an_agent() {
     // Root may write anywhere: it takes a mount of its own to stop it.
     let mounted = |script: &str| {
         let script = format!("{script} && exec \"$@\"").replace("STATE", &state);
-        ["unshare", "--mount", "sh", "-c", &script, "sh"].map(str::to_owned).to_vec()
+        ["unshare", "--mount", "sh", "-c", &script, "sh"]
+            .map(str::to_owned)
+            .to_vec()
     };
     let disks = [
-        ("read-only", "mount --bind STATE STATE && mount -o remount,ro,bind STATE"),
+        (
+            "read-only",
+            "mount --bind STATE STATE && mount -o remount,ro,bind STATE",
+        ),
         (
             "space",
             "cp -a STATE STATE.kept && mount -t tmpfs -o size=64k none STATE && \
@@ -158,7 +171,11 @@ async fn a_read_only_or_full_disk_is_named_and_does_not_stop_an_agent() {
         agent.setup.wrapper = mounted(script);
         agent.spawn();
         // It cannot write down where it listens, but it works.
-        let server = Server { net: Net::Host, addr: gateway, token: None };
+        let server = Server {
+            net: Net::Host,
+            addr: gateway,
+            token: None,
+        };
         let question = json!({"model": "script", "messages": [{"role": "user", "content": "?"}]});
         until("it answers", MEET, async || {
             server.json("/v1/chat/completions", Some(&question)).await

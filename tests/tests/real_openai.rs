@@ -52,8 +52,16 @@ async fn the_package_works_unchanged() {
 
     let whole = mesh.openai("chat", &[PROMPT]).await.last().await;
     assert!(whole["text"].as_str().unwrap().len() > 40, "{whole}");
-    assert!(["stop", "length"].map(Into::into).contains(&whole["finish"]), "{whole}");
-    assert!((10..=60).contains(&whole["tokens"].as_u64().unwrap()), "{whole}");
+    assert!(
+        ["stop", "length"]
+            .map(Into::into)
+            .contains(&whole["finish"]),
+        "{whole}"
+    );
+    assert!(
+        (10..=60).contains(&whole["tokens"].as_u64().unwrap()),
+        "{whole}"
+    );
 
     let streamed = mesh.openai("stream", &[PROMPT]).await.last().await;
     assert_eq!(streamed, whole);
