@@ -197,7 +197,7 @@ async fn two_agents_with_one_key_are_noticed() {
     let desk = &cluster.agents[0];
     until("somebody is told of the twin", MEET, async || {
         let told = format!("{}{}{}", desk.log(), cluster.agents[1].log(), twin.log());
-        if told.contains("another agent runs with the key") {
+        if told.contains("another agent runs with the same key") {
             Ok(())
         } else {
             Err(told)
