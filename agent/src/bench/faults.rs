@@ -243,7 +243,8 @@ impl Lab {
         if let Some(engine) = engine {
             engine.restart()?;
         }
-        agent.start()
+        agent.start()?;
+        self.mesh.knows(at)
     }
 }
 

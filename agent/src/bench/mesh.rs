@@ -382,6 +382,26 @@ impl Mesh {
         Ok(mesh)
     }
 
+    /// Waits until the first agent knows agent `at` as it runs now: its entry may still be
+    /// that of an earlier process.
+    ///
+    /// # Errors
+    /// It does not hear of it.
+    pub fn knows(&self, at: usize) -> Result<(), BenchError> {
+        let (Some(first), Some(other)) = (self.agents.first(), self.agents.get(at)) else {
+            return Err(BenchError::new("bench", "no such agent"));
+        };
+        let epoch = |agent: &Agent| -> Result<Option<u64>, BenchError> {
+            let peers = agent.api("peers")?;
+            let mut peers = peers.as_array().into_iter().flatten();
+            let entry = peers.find(|p| p["node"] == other.node.as_str());
+            Ok(entry.and_then(|p| p["epoch"].as_u64()))
+        };
+        let own = epoch(other)?;
+        let what = format!("{} knows the new {}", first.name, other.name);
+        until(&what, MEET, || Ok((epoch(first)? == own).then_some(())))
+    }
+
     /// Waits until the first agent can choose `count` agents for `model`.
     ///
     /// # Errors
@@ -410,8 +430,10 @@ fn create(root: &Path, at: usize, setup: &Setup, seeds: &str) -> Result<Agent, B
     let name = format!("bench-{}", ["a", "b", "c", "d"].get(at).unwrap_or(&"x"));
     let home = root.join(&name);
     fs::create_dir_all(&home).map_err(BenchError::during(&name))?;
+    // The same after a restart, as an owner's is.
+    let port = free_udp_port().map_err(BenchError::during("a UDP port"))?;
     let config = format!(
-        "name = \"{name}\"\n[gateway]\nlisten = \"127.0.0.1:0\"\n[mesh]\nlisten = \"127.0.0.1:0\"\n\
+        "name = \"{name}\"\n[gateway]\nlisten = \"127.0.0.1:0\"\n[mesh]\nlisten = \"127.0.0.1:{port}\"\n\
          mdns = {}\nseeds = [{seeds}]\n[engines]\ndetect = false\n{}",
         setup.mdns, setup.config
     );
@@ -424,6 +446,12 @@ fn create(root: &Path, at: usize, setup: &Setup, seeds: &str) -> Result<Agent, B
         node: String::new(),
         token: String::new(),
     })
+}
+
+fn free_udp_port() -> std::io::Result<u16> {
+    Ok(std::net::UdpSocket::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port())
 }
 
 /// This program again, without what this run was configured with.

@@ -27,6 +27,9 @@ const SEAM: HeaderName = HeaderName::from_static("x-unamesh-seam");
 /// Says of a proxy between us and the client that it must not collect the events.
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
+/// Characters of a header that carries somebody else's text.
+const MAX_HEADER: usize = limits::MAX_NAME * 2;
+
 /// `POST /v1/chat/completions`.
 pub async fn chat(State(state): State<GatewayState>, request: Request) -> Reply {
     answer(&state, Api::Chat, request).await
@@ -251,13 +254,21 @@ fn answer_id(api: Api) -> String {
     format!("{prefix}-{:032x}", rand::random::<u128>())
 }
 
-/// Names and reasons come from other machines: what no header can hold is left out.
+/// Names and reasons come from other machines: what no header can hold is escaped.
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    let mut line = String::with_capacity(value.len());
-    for c in value.chars().take(limits::MAX_NAME * 2) {
+    let plain = |b: u8| b == b' ' || b.is_ascii_graphic();
+    if value.len() <= MAX_HEADER && value.bytes().all(plain) {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+        return;
+    }
+    let mut line = String::with_capacity(MAX_HEADER);
+    for c in value.chars().take(MAX_HEADER) {
         if c == ' ' || c.is_ascii_graphic() {
             line.push(c);
         } else {
+            // Writing to a String cannot fail.
             let _ = write!(line, "\\u{{{:x}}}", u32::from(c));
         }
     }

@@ -40,13 +40,10 @@ pub struct Answer {
 impl Answer {
     /// The JSON `"id":..,"object":..,"created":..,"model":..` with the given object name.
     pub fn head(&self, object: &str) -> String {
-        let text = |value: &str| serde_json::Value::from(value).to_string();
-        format!(
-            "\"id\":{},\"object\":\"{object}\",\"created\":{},\"model\":{}",
-            text(&self.id),
-            self.created,
-            text(&self.model)
-        )
+        // A string always serializes.
+        let model = serde_json::to_string(&self.model).unwrap_or_default();
+        let (id, created) = (&self.id, self.created);
+        format!("\"id\":\"{id}\",\"object\":\"{object}\",\"created\":{created},\"model\":{model}")
     }
 }
 
@@ -334,6 +331,20 @@ pub struct SseBody {
     writer: ChunkWriter,
     first: Option<Event>,
     ended: bool,
+    /// The first token's way to the client.
+    urgent: Urgent,
+}
+
+/// hyper writes when a body has nothing more at once. The first token must not wait for those
+/// behind it to be formatted, so the body pauses once after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Urgent {
+    /// No token came yet.
+    Awaited,
+    /// Handed to hyper; pause before anything else.
+    Handed,
+    /// Written; from here on what is ready goes together.
+    Written,
 }
 
 impl SseBody {
@@ -348,6 +359,7 @@ impl SseBody {
             writer,
             first,
             ended: false,
+            urgent: Urgent::Awaited,
         }
     }
 
@@ -362,7 +374,12 @@ impl SseBody {
             None => ready!(self.events.as_mut().poll_next(cx)),
         };
         self.ended = match event {
-            Some(event) => self.writer.event(&event),
+            Some(event) => {
+                if self.urgent == Urgent::Awaited && matches!(event, Event::Token { .. }) {
+                    self.urgent = Urgent::Handed;
+                }
+                self.writer.event(&event)
+            }
             None => {
                 self.writer.cut();
                 true
@@ -381,7 +398,13 @@ impl Body for SseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
-        while !this.ended && this.writer.waiting() < WRITE {
+        let urgent = this.urgent;
+        if urgent == Urgent::Handed {
+            this.urgent = Urgent::Written;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        while !this.ended && this.writer.waiting() < WRITE && this.urgent == urgent {
             if this.step(cx).is_pending() {
                 break;
             }
