@@ -171,11 +171,22 @@ impl RecordReader {
         let _ = self.stream.stop(code);
     }
 
-    /// Resolves when the peer resets this direction, closes the connection, or has finished
-    /// and everything was read. For a side that expects no further records.
-    pub async fn closed(&mut self) {
-        // Whatever it says, the direction is over.
-        let _ = self.stream.received_reset().await;
+    /// Reads to the end of the stream, where nothing more may come. What comes all the same is
+    /// not buffered: it would be memory that no other bound counts.
+    ///
+    /// # Errors
+    /// The peer reset this direction, the connection is over, or a known record began.
+    pub async fn ended(&mut self) -> Result<(), ReadError> {
+        // A large request has left a large buffer.
+        self.buffer = BytesMut::from(self.buffer.as_ref());
+        let none = |kind, _| match limit_of(kind) {
+            Some(_) => Err(DecodeError::Unexpected {
+                expected: "the end",
+                kind,
+            }),
+            None => Ok(()),
+        };
+        poll_fn(|cx| self.poll_within(cx, none)).await.map(drop)
     }
 
     fn poll_within(

@@ -214,7 +214,27 @@ async fn cancelling_reaches_the_other_side() {
     writer.cancel();
     reader.stop(CLOSE_NORMAL);
     soon(there.stopped()).await;
-    soon(here.closed()).await;
+    assert!(soon(here.ended()).await.is_err());
+}
+
+#[tokio::test]
+async fn nothing_is_buffered_where_nothing_more_may_come() {
+    let (mut send, _recv, mut reader, _keep) = stream().await;
+    // A later version's records are skipped; a known one is refused by its header alone.
+    send.write_all(&unknown(70_000)).await.unwrap();
+    send.write_all(&header(GenerateRequest::KIND, MAX_RECORD))
+        .await
+        .unwrap();
+    let error = soon(reader.ended()).await.unwrap_err();
+    let kind = GenerateRequest::KIND;
+    assert!(
+        matches!(error, ReadError::Decode(DecodeError::Unexpected { kind: k, .. }) if k == kind),
+        "{error}"
+    );
+
+    let (mut send, _recv, mut reader, _keep) = stream().await;
+    send.finish().unwrap();
+    soon(reader.ended()).await.unwrap();
 }
 
 #[tokio::test]

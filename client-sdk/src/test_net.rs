@@ -178,7 +178,7 @@ async fn generate(
     match model {
         "hold" => {
             writer.stopped().await;
-            reader.closed().await;
+            assert!(reader.ended().await.is_err());
             let _ = seen.send(Seen::Cancelled).await;
         }
         "finish" => {

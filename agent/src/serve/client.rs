@@ -102,7 +102,7 @@ async fn gone(
     mut reader: RecordReader,
 ) -> Gone {
     let reset = async {
-        if let Ok(None) = reader.next().await {
+        if reader.ended().await.is_ok() {
             // Finished in good order: it only listens.
             std::future::pending::<()>().await;
         }
