@@ -87,6 +87,21 @@ async fn it_goes_on_while_nobody_listens() {
 }
 
 #[tokio::test]
+async fn what_lingers_unheard_does_not_hold_up_the_end() {
+    let config = ServeConfig {
+        grace: 10 * PATIENCE,
+        ..ServeConfig::default()
+    };
+    let b = broken(Script::default(), config, 3).await;
+    tokio::time::sleep(unamesh_proto::timeouts::IDLE + Duration::from_millis(700)).await;
+    b.double.release();
+    timeout(PATIENCE, b.double.until(|seen| seen.finished == 1))
+        .await
+        .expect("it goes on");
+    b.server.shutdown().await;
+}
+
+#[tokio::test]
 async fn the_end_that_did_not_arrive_comes_again() {
     let b = broken(
         Script {

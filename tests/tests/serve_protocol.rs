@@ -231,6 +231,24 @@ async fn another_mesh_and_removed_members_stay_outside() {
 }
 
 #[tokio::test]
+async fn a_stream_that_says_nothing_does_not_hold_up_the_end() {
+    let s = setup(Role::Client).await;
+    let (mut send, _recv) = s.connection.open_bi().await.unwrap();
+    send.write_all(&[0]).await.unwrap();
+    // The probe behind it is answered, so that the other one has arrived too.
+    let probe = Probe {
+        nonce: 1,
+        wall_ms: 0,
+    };
+    let probed = unamesh_client::framing::open(&s.connection, StreamKind::Probe, &probe);
+    let (_writer, mut reader) = probed.await.unwrap();
+    reader.expect::<ProbeReply>().await.unwrap();
+    timeout(unamesh_proto::timeouts::SHUTDOWN, s.server.shutdown())
+        .await
+        .expect("it ends in time");
+}
+
+#[tokio::test]
 async fn one_peer_holds_a_few_connections() {
     let s = setup(Role::Client).await;
     let caller = Caller::new(&s.mesh, Role::Client);

@@ -137,6 +137,7 @@ impl Generation {
             client => {
                 let attached = client.is_some();
                 let (run, tape) = (&mut self.run, &mut self.tape);
+                let left_behind = !attached && run.is_none();
                 let expires = self.expires;
                 tokio::select! {
                     // The engine first: what it has ready is worth more than a look around.
@@ -150,6 +151,8 @@ impl Generation {
                     }
                     gone = gone(client) => Happened::Gone(gone),
                     () = until(expires) => Happened::Expired,
+                    // Whoever comes back now finds the agent gone: it need not wait for them.
+                    () = self.service.leaving().stopped(), if left_behind => Happened::Expired,
                 }
             }
         }

@@ -37,9 +37,14 @@ pub(super) async fn serve(
     recv: RecvStream,
 ) {
     let mut reader = RecordReader::new(recv);
-    let opening = tokio::time::timeout(timeouts::OPENING, read(&guest, &mut reader)).await;
-    let opening = opening.unwrap_or_else(|_| Err(late()));
     let service = Arc::clone(&listener.service);
+    let opening = tokio::select! {
+        opening = tokio::time::timeout(timeouts::OPENING, read(&guest, &mut reader)) => {
+            opening.unwrap_or_else(|_| Err(late()))
+        }
+        // A peer that opens a stream and says nothing does not hold up the end.
+        () = service.leaving().stopped() => Err(stopped()),
+    };
     match opening {
         Ok(Opening::Probe(probe)) => {
             let state = listener.hooks.state();
@@ -165,6 +170,10 @@ fn refusal(error: ReadError) -> WireError {
         ReadError::Refused(error) => error,
         other => WireError::new(ErrorCode::Protocol, other.to_string()),
     }
+}
+
+fn stopped() -> WireError {
+    WireError::new(ErrorCode::Draining, "this agent has stopped: ask another")
 }
 
 fn late() -> WireError {
