@@ -38,6 +38,9 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 /// A candidate known from mDNS or the cache alone is given up after so many dials; the next
 /// hint brings it back. Seeds are never given up.
 const MAX_DIALS: u32 = 8;
+/// Candidates that are met at once. Hints are anybody's: a thousand forged ones must not cost
+/// a handshake for each of their addresses at the same time.
+const MAX_MEETINGS: usize = 32;
 /// Addresses that worked are written down this often at most.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
 
@@ -146,7 +149,10 @@ impl Discovery {
         let mut save_at = Instant::now() + SAVE_EVERY;
         loop {
             self.dial_due(&mut dials);
-            let wake = self.next_dial().unwrap_or(save_at).min(save_at);
+            // While as many are met as may be, the end of one is what to wait for.
+            let room = dials.len() < MAX_MEETINGS;
+            let dial_at = self.next_dial().filter(|_| room);
+            let wake = dial_at.unwrap_or(save_at).min(save_at);
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(hint) = hints.recv() => self.sighted(hint),
@@ -232,6 +238,9 @@ impl Discovery {
     fn dial_due(&mut self, dials: &mut JoinSet<(Who, Result<NodeId, LinkError>)>) {
         let now = Instant::now();
         for (who, candidate) in &mut self.candidates {
+            if dials.len() >= MAX_MEETINGS {
+                return;
+            }
             if candidate.dialing || candidate.found.is_some() || candidate.dial_at > now {
                 continue;
             }

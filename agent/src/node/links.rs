@@ -24,7 +24,7 @@ use unamesh_client::transport::LinkError;
 use unamesh_proto::NodeId;
 use unamesh_proto::limits::MAX_PEERS;
 use unamesh_proto::table::Liveness;
-use unamesh_proto::timeouts::{GOODBYE_REPEAT, PROBE_TIMEOUT};
+use unamesh_proto::timeouts::{GOODBYE_REPEAT, OPENING, PROBE_TIMEOUT};
 use unamesh_proto::wire::codec;
 use unamesh_proto::wire::{
     Addr, Advert, PeerUpdate, Record, SignedAdvert, SnapshotEnd, StreamHeader, StreamKind, VERSION,
@@ -180,8 +180,15 @@ impl Links {
     /// in what it knows: nodes to dial, not signs of life.
     ///
     /// # Errors
-    /// The connection broke or something else than a table came. What came before counts.
+    /// The connection broke, something else than a table came, or not all of it within
+    /// [`OPENING`]. What came before counts.
     pub async fn learn(&self, connection: &Connection) -> Result<(), LinkError> {
+        tokio::time::timeout(OPENING, self.read_table(connection))
+            .await
+            .unwrap_or_else(|_| Err(LinkError::Lost("no peer table in time".to_owned())))
+    }
+
+    async fn read_table(&self, connection: &Connection) -> Result<(), LinkError> {
         let (send, recv) = connection.open_bi().await.map_err(|e| link_error(&e))?;
         let (mut writer, mut reader) = (RecordWriter::new(send), RecordReader::new(recv));
         let header = StreamHeader {
@@ -227,10 +234,15 @@ impl Links {
             self.tasks.spawn(async move {
                 let told = async {
                     let connection = links.pool.dial(node, addr).await?;
-                    let (mut writer, mut reader) =
-                        framing::open(&connection, StreamKind::Exchange, &*twin).await?;
-                    writer.finish();
-                    Ok::<SignedAdvert, LinkError>(reader.expect().await?)
+                    let exchanged = async {
+                        let (mut writer, mut reader) =
+                            framing::open(&connection, StreamKind::Exchange, &*twin).await?;
+                        writer.finish();
+                        Ok::<SignedAdvert, LinkError>(reader.expect().await?)
+                    };
+                    tokio::time::timeout(PROBE_TIMEOUT, exchanged)
+                        .await
+                        .unwrap_or_else(|_| Err(LinkError::Lost("no answer in time".to_owned())))
                 };
                 if let Some(Err(reason)) = links.stop.run_until_cancelled(told).await {
                     debug!(node = %node.short(), %addr, %reason, "cannot warn of a twin");
