@@ -2,7 +2,8 @@
 //!
 //! Each API is recognized by an answer that only it gives: Ollama by `/api/version`, llama.cpp
 //! by the slots in `/props`, LM Studio by its own model list, vLLM by the owner that it writes
-//! into `/v1/models`; what has a model list and none of these is OpenAI-style.
+//! into `/v1/models`; what has a model list and none of these is OpenAI-style. An agent's own
+//! gateway marks its list: taken for an engine, it would send a request in circles.
 
 use super::EngineSpec;
 use super::http::Http;
@@ -19,6 +20,9 @@ pub const STANDARD: [(&str, u16); 4] = [
     ("lmstudio", 1234),
     ("vllm", 8000),
 ];
+
+/// Stands in the model list of an agent's gateway beside `data`.
+pub const GATEWAY_MARK: &str = "unamesh";
 
 /// An engine that answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +60,7 @@ pub async fn identify(http: &Http) -> Option<EngineKind> {
         return Some(EngineKind::LmStudio);
     }
     match http.get::<Value>("/v1/models", DETECT).await {
+        Ok(Ok(list)) if !list[GATEWAY_MARK].is_null() => None,
         Ok(Ok(list)) if list["data"][0]["owned_by"] == "vllm" => Some(EngineKind::Vllm),
         Ok(Ok(list)) if list["data"].is_array() => Some(EngineKind::OpenAi),
         _ => None,
@@ -67,7 +72,7 @@ async fn has(http: &Http, path: &str, is_it: impl Fn(&Value) -> bool) -> bool {
 }
 
 /// Looks at the standard ports of this machine, all at once, except those in `taken` (engines
-/// that are configured, and the agent's own gateway).
+/// that are configured).
 pub async fn standard_ports(taken: &BTreeSet<u16>) -> Vec<Found> {
     ports(
         STANDARD

@@ -467,7 +467,7 @@ async fn ollama_double_that_fails_in_the_middle() {
 #[tokio::test]
 async fn each_api_is_recognized() {
     type Case = (&'static [(&'static str, &'static str)], Option<EngineKind>);
-    let cases: [Case; 5] = [
+    let cases: [Case; 6] = [
         (
             &[
                 ("/api/version", r#"{"version":"1"}"#),
@@ -494,6 +494,14 @@ async fn each_api_is_recognized() {
             Some(EngineKind::Vllm),
         ),
         (&[("/index.html", "<html>")], None),
+        // An agent's gateway, its own or another's.
+        (
+            &[(
+                "/v1/models",
+                r#"{"object":"list","data":[{"id":"m"}],"unamesh":{"version":"0"}}"#,
+            )],
+            None,
+        ),
     ];
     for (answers, kind) in cases {
         let say =

@@ -7,6 +7,7 @@ use super::request::{self, Api, Parsed};
 use super::source::{ClientError, Event, PeerRef, near_names};
 use super::sse::{self, Answer, ChunkWriter, SseBody};
 use super::view;
+use crate::engine::detect::GATEWAY_MARK;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -47,7 +48,12 @@ pub type Reply = Result<axum::response::Response, ApiError>;
 pub async fn models(State(state): State<GatewayState>) -> Reply {
     let all: Vec<Value> = view::openai_models(&state.source.peers()).collect();
     Ok(json_reply(
-        json!({"object": "list", "data": all}).to_string(),
+        json!({
+            "object": "list",
+            "data": all,
+            GATEWAY_MARK: {"version": env!("CARGO_PKG_VERSION")},
+        })
+        .to_string(),
     ))
 }
 
