@@ -179,7 +179,7 @@ const MAX_ERROR_BODY: usize = 64 * 1024;
 const LLAMA_CPP_IDLE: usize = 1;
 
 /// Where an engine is and how to talk to it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct EngineSpec {
     /// Its name in adverts.
     pub name: String,
@@ -191,6 +191,18 @@ pub struct EngineSpec {
     pub slots: Option<u16>,
     /// Sent as a bearer token.
     pub api_key: Option<String>,
+}
+
+impl std::fmt::Debug for EngineSpec {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineSpec")
+            .field("name", &self.name)
+            .field("kind", &self.kind)
+            .field("url", &self.url.as_str())
+            .field("slots", &self.slots)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The adapter for `spec`. Connects to nothing yet.
