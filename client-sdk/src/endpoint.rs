@@ -100,8 +100,12 @@ pub fn bind(credentials: &Credentials, listen: SocketAddr) -> Result<Endpoint, E
     Ok(endpoint)
 }
 
-/// A UDP socket; the unspecified IPv6 address serves both families, or IPv4 alone.
-pub(crate) fn open_socket(listen: SocketAddr) -> io::Result<UdpSocket> {
+/// A UDP socket; the unspecified IPv6 address serves both families, or IPv4 alone where the
+/// machine has no IPv6.
+///
+/// # Errors
+/// The port is taken or the address is not ours.
+pub fn open_socket(listen: SocketAddr) -> io::Result<UdpSocket> {
     let dual = listen.is_ipv6() && listen.ip().is_unspecified();
     match open_one(listen) {
         Err(e) if dual && e.kind() != io::ErrorKind::AddrInUse => {

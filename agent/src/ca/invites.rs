@@ -89,6 +89,11 @@ impl Invites {
         Ok(secret)
     }
 
+    /// Takes back the invitation that was opened last: nobody has its secret.
+    pub(super) fn take_back(&mut self) {
+        self.entries.pop();
+    }
+
     /// Spends one use of the invitation of `secret` on `node` and tells the role it gives.
     ///
     /// # Errors
@@ -157,6 +162,16 @@ mod tests {
             !invites.any_open(now + 2 * JOIN),
             "used up: closes long before its time"
         );
+    }
+
+    #[test]
+    fn what_is_taken_back_was_never_open() {
+        let (mut invites, now) = (Invites::default(), Mono::ZERO);
+        let kept = invites.open(Role::Agent, MINUTE, 1, now).unwrap();
+        let gone = invites.open(Role::Agent, MINUTE, 1, now).unwrap();
+        invites.take_back();
+        assert_eq!(invites.redeem(&gone, node(1), now), Err(Refused));
+        assert_eq!(invites.redeem(&kept, node(1), now), Ok(Role::Agent));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{Ca, Invites, OpenError};
 use ed25519_dalek::{Signature, VerifyingKey};
 use quinn::crypto::rustls::QuicServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 use unamesh_client::clock;
+use unamesh_client::endpoint::open_socket;
 use unamesh_client::framing::{RecordReader, RecordWriter};
 use unamesh_client::identity::Credentials;
 use unamesh_client::invite::Invite;
@@ -119,7 +120,9 @@ impl Inviter {
         let port = match state.port {
             Some(port) => port,
             None => {
-                let port = inner.open_endpoint()?;
+                let port = inner
+                    .open_endpoint()
+                    .inspect_err(|_| state.invites.take_back())?;
                 state.port = Some(port);
                 port
             }
@@ -151,12 +154,11 @@ impl Inner {
 
     fn open_endpoint(self: &Arc<Self>) -> Result<u16, InviteError> {
         let config = server_config(&self.credentials)?;
-        let v6 = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), self.listen_port);
-        let v4 = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), self.listen_port);
-        let bind = |source| InviteError::Bind { addr: v6, source };
-        let endpoint = quinn::Endpoint::server(config.clone(), v6)
-            // No IPv6 on this machine: IPv4 alone.
-            .or_else(|_| quinn::Endpoint::server(config, v4))
+        let addr = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), self.listen_port);
+        let bind = |source| InviteError::Bind { addr, source };
+        let socket = open_socket(addr).map_err(bind)?;
+        let (defaults, runtime) = (quinn::EndpointConfig::default(), quinn::TokioRuntime);
+        let endpoint = quinn::Endpoint::new(defaults, Some(config), socket, Arc::new(runtime))
             .map_err(bind)?;
         let port = endpoint.local_addr().map_err(bind)?.port();
         info!(port, "joining endpoint open");
