@@ -387,8 +387,12 @@ fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
     })
 }
 
+/// Checks that no other user can read `path`, where the system knows users.
+///
+/// # Errors
+/// [`IdentityError::Exposed`], or it cannot be looked at.
 #[cfg(unix)]
-fn private_only(path: &Path) -> Result<(), IdentityError> {
+pub fn private_only(path: &Path) -> Result<(), IdentityError> {
     use std::os::unix::fs::PermissionsExt;
     let meta = std::fs::metadata(path).map_err(|source| IdentityError::Io {
         path: path.to_owned(),
@@ -402,8 +406,12 @@ fn private_only(path: &Path) -> Result<(), IdentityError> {
     }
 }
 
+/// Checks that no other user can read `path`, where the system knows users.
+///
+/// # Errors
+/// None here.
 #[cfg(not(unix))]
-fn private_only(_: &Path) -> Result<(), IdentityError> {
+pub fn private_only(_: &Path) -> Result<(), IdentityError> {
     Ok(())
 }
 

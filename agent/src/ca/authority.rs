@@ -19,6 +19,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
+use unamesh_client::identity::private_only;
 use unamesh_proto::ids::DNS_SUFFIX;
 use unamesh_proto::wire::Role;
 use unamesh_proto::{MeshId, NodeId, Wall};
@@ -66,7 +67,7 @@ impl Ca {
     ///
     /// # Errors
     /// This node holds no CA ([`CaError::Absent`]: only the node that ran `unamesh init`
-    /// does), or the files are damaged.
+    /// does), the files are damaged, or other users can read the key.
     pub fn load(dir: &Path) -> Result<Ca, CaError> {
         let read = |name: &str| {
             let path = dir.join(name);
@@ -76,6 +77,7 @@ impl Ca {
             })
         };
         let pkcs8 = Zeroizing::new(read("ca.key")?);
+        private_only(&dir.join("ca.key"))?;
         let der = read("ca.crt")?;
         let key = KeyPair::try_from(pkcs8.as_slice())?;
         let issuer = ca_params(Wall::default())?.self_signed(&key)?;
@@ -334,6 +336,12 @@ mod tests {
         };
         assert_eq!(mode("ca/ca.key") & 0o777, 0o600);
         assert_eq!(mode("ca") & 0o777, 0o700);
+        let open = fs::Permissions::from_mode(0o644);
+        fs::set_permissions(dir.path().join("ca/ca.key"), open).unwrap();
+        assert!(matches!(
+            Ca::load(&dir.path().join("ca")),
+            Err(CaError::Identity(_))
+        ));
     }
 
     #[test]

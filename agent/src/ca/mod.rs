@@ -64,21 +64,28 @@ pub enum CaError {
 }
 
 /// Founds a mesh in the state directory `state`: this node's key, the CA, and an admin
-/// certificate of its own. An existing node key is kept.
+/// certificate of its own. An existing node key is kept, and so is a CA whose making was cut
+/// off (by a full disk, say) before the node had its papers.
 ///
 /// # Errors
-/// The node is a member or founder already, or the directory cannot be written.
+/// The node is a member already, its papers are damaged, or the directory cannot be written.
 pub fn init(
     state: &Path,
     mesh_name: &str,
     node_name: &str,
     now: Wall,
 ) -> Result<Credentials, CaError> {
-    if let Ok(existing) = Credentials::load(state) {
-        return Err(CaError::Paired(state.to_owned(), existing.mesh_name));
+    match Credentials::load(state) {
+        Ok(existing) => return Err(CaError::Paired(state.to_owned(), existing.mesh_name)),
+        Err(IdentityError::NotPaired { .. }) => {}
+        Err(damaged) => return Err(damaged.into()),
     }
     let key = NodeKey::load_or_create(&state.join("node.key"))?;
-    let ca = Ca::create(&state.join(CA_DIR), now)?;
+    let dir = state.join(CA_DIR);
+    let ca = match Ca::create(&dir, now) {
+        Err(CaError::Exists(_)) => Ca::load(&dir)?,
+        made => made?,
+    };
     let certificate = ca.issue(key.id(), Role::Admin, node_name, now)?;
     let credentials = Credentials::new(
         key,
@@ -112,6 +119,17 @@ mod tests {
         assert!(matches!(
             init(dir.path(), "home", "desk", clock::wall()),
             Err(CaError::Paired(_, name)) if name == "home"
+        ));
+
+        // Cut off before the last file was written.
+        std::fs::remove_file(dir.path().join("mesh.json")).unwrap();
+        let again = init(dir.path(), "home", "desk", clock::wall()).unwrap();
+        assert_eq!((again.mesh, again.node()), (made.mesh, made.node()));
+        // What is damaged is not overwritten.
+        std::fs::write(dir.path().join("node.crt"), b"rubbish").unwrap();
+        assert!(matches!(
+            init(dir.path(), "home", "desk", clock::wall()),
+            Err(CaError::Identity(_))
         ));
     }
 }
