@@ -47,6 +47,8 @@ impl Local {
         let state = StateDir::open(&path)?;
         let member = state.file("mesh.json").exists();
         let (info, token) = match (AgentInfo::read(&state)?, AdminToken::load(&state)?) {
+            // It died without a goodbye. Whoever has its port now must not get the token.
+            (Some(_), _) if state.is_abandoned() => return Err(no_agent(context, true)),
             (Some(info), Some(token)) => (info, token),
             _ if state.is_locked() => return Err(unsaid(context, &state)),
             _ => return Err(no_agent(context, member)),

@@ -177,6 +177,9 @@ async fn a_dead_agent_is_told_from_one_that_does_not_answer() {
     assert!(error.message.contains("process 4711"), "{error:?}");
     fake._lock = None;
     assert_eq!(local.get("status").await.unwrap_err().code, "no_agent");
+    // Not even asked: another program may have its port by now, and would be told the token.
+    let error = Local::find(&fake.context()).err().unwrap();
+    assert_eq!(error.code, "no_agent");
 }
 
 #[test]

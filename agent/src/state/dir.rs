@@ -97,6 +97,12 @@ impl StateDir {
             .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 
+    /// Whether an agent once ran with this directory and surely none does now. (False where
+    /// nobody can tell: a file system without locks.)
+    pub fn is_abandoned(&self) -> bool {
+        File::open(self.file("lock")).is_ok_and(|file| file.try_lock_shared().is_ok())
+    }
+
     /// The contents of `name`; `None` if there is no such file.
     ///
     /// # Errors
