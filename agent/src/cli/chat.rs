@@ -5,7 +5,7 @@ use super::args::ChatArgs;
 use super::context::Context;
 use super::error::CliError;
 use super::mesh::{Events, Mesh};
-use super::output::{BOLD, DIM};
+use super::output::{BOLD, DIM, printable};
 use super::text::{Read, ms};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Read as _};
@@ -181,8 +181,9 @@ impl Chat<'_> {
                 "started" if self.args.verbose && !out.json => {
                     let peer = event.at("peer").at("name").text();
                     out.note(&format!(
-                        "{DIM}[{peer}: {}]{DIM:#}\n",
-                        event.at("why").text()
+                        "{DIM}[{}: {}]{DIM:#}\n",
+                        printable(peer),
+                        printable(event.at("why").text())
                     ));
                 }
                 "peer_changed" if !out.json => out.note(&seam(&event)),
@@ -212,7 +213,7 @@ impl Chat<'_> {
 /// `[desk -> attic: exact seam, gap 143 ms]`.
 fn seam(event: &Value) -> String {
     let gap = event.at("gap_ms").float().map(ms).unwrap_or_default();
-    let name = |side: &str| event.at(side).at("name").text().to_owned();
+    let name = |side: &str| printable(event.at(side).at("name").text());
     format!(
         "{DIM}[{} -> {}: {}; {} seam, gap {gap}]{DIM:#}",
         name("from"),
@@ -220,14 +221,6 @@ fn seam(event: &Value) -> String {
         event.at("reason").text(),
         event.at("seam").text(),
     )
-}
-
-/// A model's text must not talk to the terminal: control characters other than line breaks
-/// and tabs are dropped.
-fn printable(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-        .collect()
 }
 
 /// A line of standard input; `None` at its end.

@@ -127,7 +127,7 @@ impl Out {
         if self.json {
             return self.note(&format!("{}\n", error.json()));
         }
-        let mut text = format!("{BAD}error:{BAD:#} {}\n", error.message);
+        let mut text = format!("{BAD}error:{BAD:#} {}\n", printable(&error.message));
         for (at, command) in error.next.iter().enumerate() {
             let lead = if at == 0 { "  try:" } else { "   or:" };
             text.push_str(&format!("{DIM}{lead}{DIM:#} {BOLD}{command}{BOLD:#}\n"));
@@ -234,6 +234,14 @@ impl Table {
             .map(|line| format!("{}\n", line.trim_end()))
             .collect()
     }
+}
+
+/// What another machine or a model wrote must not talk to the terminal: control characters
+/// other than line breaks and tabs are dropped.
+pub fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .collect()
 }
 
 /// A peer's name must not break the table, or talk to the terminal.
