@@ -5,7 +5,7 @@
 //! a failover happens below it and shows up only as an SSE comment or a header.
 //!
 //! In the order of a request's way:
-//! - [`server`]: connections; [`guard`]: who may ask.
+//! - [`server`]: connections; [`stall`]: their patience; [`guard`]: who may ask.
 //! - [`openai`]: `/v1/...`; [`mesh`]: `/unamesh/v1/...`, which asks [`control`] and [`view`].
 //! - [`json`], [`request`]: from a body to a mesh request, or an error that names the field.
 //! - [`source`]: where the answer comes from.
@@ -23,6 +23,7 @@ pub mod request;
 pub mod server;
 pub mod source;
 pub mod sse;
+pub mod stall;
 pub mod view;
 
 use crate::state::AdminToken;

@@ -1,7 +1,9 @@
 //! HTTP/1.1 connections: hyper directly below axum's router, so that each connection is a
-//! task that we own, with a bound on their number and on how long a head may take.
+//! task that we own, with a bound on their number, on how long a head may take and on how long
+//! a client may leave its answer unread.
 
 use super::error::ApiError;
+use super::stall::Stalling;
 use super::{GatewayState, guard, router};
 use axum::Router;
 use axum::extract::Request;
@@ -86,6 +88,7 @@ async fn connection(
     if let Err(e) = stream.set_nodelay(true) {
         tracing::debug!(error = %e, "no TCP_NODELAY");
     }
+    let stream = Stalling::new(stream, timeouts::READER_STALL);
     let routes = TowerToHyperService::new(router);
     let stop = state.stop.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
