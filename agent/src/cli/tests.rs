@@ -6,6 +6,7 @@ use super::context::Context;
 use super::error::{CliError, NO_AGENT};
 use super::local::Local;
 use super::output::{BAD, Out, Table, cell};
+use crate::ca::{CA_DIR, Ca};
 use crate::engine::{Engine, EngineError, EngineInfo, EngineStream};
 use crate::node::Agent;
 use crate::state::{AdminToken, AgentInfo, StateDir, StateLock};
@@ -16,12 +17,15 @@ use axum::routing::any;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use unamesh_client::clock;
+use unamesh_client::identity::{Credentials, NodeKey};
 use unamesh_proto::wire::{
-    EngineKind, GenerateRequest, Health, ModelAdvert, ModelKind, Residency, Stats,
+    EngineKind, GenerateRequest, Health, ModelAdvert, ModelKind, Residency, Role, Stats,
 };
 
 /// A state directory as a running agent leaves it, and the agent's answers.
@@ -272,17 +276,17 @@ async fn the_keys_of_every_answer_are_documented() {
     };
     let stats = words(section.lines().last().unwrap());
 
-    let dir = tempfile::tempdir().unwrap();
-    crate::ca::init(dir.path(), "home", "desk", unamesh_client::clock::wall()).unwrap();
-    let mut config = crate::config::Config::default();
-    config.gateway.listen = "127.0.0.1:0".parse().unwrap();
-    config.mesh.listen = "127.0.0.1:0".parse().unwrap();
-    config.mesh.mdns = false;
-    config.engines.detect = false;
-    let state = StateDir::open(dir.path()).unwrap();
-    let agent = Agent::start_with(config, state, vec![Arc::new(Described)])
-        .await
-        .unwrap();
+    let (dir, attic) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    crate::ca::init(dir.path(), "home", "desk", clock::wall()).unwrap();
+    let agent = described(dir.path(), Vec::new()).await;
+    // Somebody to be pinged.
+    let ca = Ca::load(&dir.path().join(CA_DIR)).unwrap();
+    let key = NodeKey::generate();
+    let certificate = ca.issue(key.id(), Role::Agent, "attic", clock::wall());
+    let papers = (certificate.unwrap(), ca.certificate().to_vec());
+    let member = Credentials::new(key, papers.0, papers.1, "home".to_owned()).unwrap();
+    member.save(attic.path()).unwrap();
+    let other = described(attic.path(), vec![agent.quic().to_string()]).await;
     let context = Context::new(Global {
         state: Some(dir.path().into()),
         ..Global::default()
@@ -290,10 +294,10 @@ async fn the_keys_of_every_answer_are_documented() {
     let found = async {
         loop {
             if let Ok(local) = Local::find(&context)
-                && local
-                    .get("models")
-                    .await
-                    .is_ok_and(|models| models != json!([]))
+                && let Ok(models) = local.get("models").await
+                && models != json!([])
+                && let Ok(Value::Array(peers)) = local.get("peers").await
+                && peers.len() == 2
             {
                 return local;
             }
@@ -332,5 +336,21 @@ async fn the_keys_of_every_answer_are_documented() {
         );
         assert!(!found.is_empty(), "{command}");
     }
-    agent.shutdown(Duration::ZERO).await;
+    tokio::join!(
+        agent.shutdown(Duration::ZERO),
+        other.shutdown(Duration::ZERO)
+    );
+}
+
+/// A member of the mesh in `dir`, with an engine.
+async fn described(dir: &Path, seeds: Vec<String>) -> Agent {
+    let mut config = crate::config::Config::default();
+    config.gateway.listen = "127.0.0.1:0".parse().unwrap();
+    config.mesh.listen = "127.0.0.1:0".parse().unwrap();
+    (config.mesh.seeds, config.mesh.mdns) = (seeds, false);
+    config.engines.detect = false;
+    let state = StateDir::open(dir).unwrap();
+    Agent::start_with(config, state, vec![Arc::new(Described)])
+        .await
+        .unwrap()
 }
