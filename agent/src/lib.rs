@@ -10,7 +10,7 @@
 //! - [`swarm`]: gossip between the agents.
 //! - [`node`]: puts all of it together and owns every task.
 //! - [`gateway`]: the local HTTP API.
-//! - [`cli`]: the commands; [`demo`], [`bench`], [`starter`] behind three of them.
+//! - [`cli`]: the commands; [`demo`], [`mod@bench`], [`starter`] behind three of them.
 
 pub mod bench;
 pub mod ca;

@@ -7,7 +7,7 @@
 //! - [`pool`]: one warm connection a peer, dialed over all of its paths at once.
 //! - [`transport`]: how a request reaches a peer (QUIC, or in process on an agent).
 //! - [`driver`]: performs what `unamesh_proto::session` decides.
-//! - [`client`]: [`MeshClient`], the public API.
+//! - [`client`]: [`MeshClient`](client::MeshClient), the public API.
 //! - `memory`: what a client remembers from request to request.
 //! - [`watch`]: the peer table of a client that is no gossip member.
 //! - [`invite`], [`join`]: becoming a member.

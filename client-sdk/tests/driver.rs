@@ -1,5 +1,9 @@
 //! The driver over a transport double: streams are channels that the test writes to.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a test ends with its runtime, and every task with it"
+)]
 
 use futures_util::StreamExt;
 use std::sync::{Arc, Mutex};

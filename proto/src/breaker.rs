@@ -14,8 +14,8 @@
 //!   planned leave do not: they say nothing against the engine.
 //! - The first failure opens: a home has few peers, and a second failed answer costs its caller
 //!   more than a healthy engine's rest costs anybody. The backoff starts at
-//!   [`BREAKER_MIN`](timeouts::BREAKER_MIN), doubles with every failed trial up to
-//!   [`BREAKER_MAX`](timeouts::BREAKER_MAX), and is spread by a quarter each way, so that the
+//!   [`BREAKER_MIN`], doubles with every failed trial up to
+//!   [`BREAKER_MAX`], and is spread by a quarter each way, so that the
 //!   clients of one engine do not try it in step.
 //! - Failures of an open breaker change nothing: the sixteen streams that break with one
 //!   machine are one failure.

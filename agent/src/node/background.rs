@@ -110,7 +110,7 @@ pub(super) async fn tell_engines(registry: Arc<Registry>, events: Events, stop: 
 }
 
 /// The gate of the swarm: whoever is in the table, whose entries all passed the
-/// [`Verifier`]. Dialed at the addresses of the data plane, those that worked first.
+/// [`Verifier`](super::verify::Verifier). Dialed at the addresses of the data plane, those that worked first.
 pub(super) async fn follow_members(
     swarm: Swarm,
     mut snapshots: watch::Receiver<Arc<Snapshot>>,

@@ -1,6 +1,6 @@
 //! What this node says of itself, and when.
 //!
-//! One task collects it ([`Publisher::collect`]) whenever a source changed: engines and
+//! One task collects it ([`collect`]) whenever a source changed: engines and
 //! models, their load, the machine, the addresses, the node's own state. If it differs from
 //! what was said last, an advert goes out: the first at once, further ones at most every
 //! [`ADVERT_DEBOUNCE`]. What others must not learn late (the state, a model that came or
