@@ -127,6 +127,9 @@ pub const BREAKER_FORGET: Duration = Duration::from_secs(600);
 /// A session that may not start a backup on suspicion, because too many were in vain, asks
 /// again after this.
 pub const HEDGE_RETRY: Duration = Duration::from_millis(50);
+/// The most that a planned leave keeps back to bridge the pause until the backup, whose cache
+/// holds the prompt, goes on: a round trip, the engine's own start, a token or two.
+pub const HANDOVER_LEAD: Duration = Duration::from_millis(200);
 /// `retry_after` of a `busy` answer when nothing better is known.
 pub const BUSY_RETRY: Duration = Duration::from_millis(500);
 /// The first restart of a managed engine waits this long; doubles up to [`RESTART_MAX`].

@@ -53,6 +53,12 @@ pub(super) struct Attempt {
     pub hedge: bool,
     /// Of its prompt, the replayed prefix included.
     pub prompt_tokens: u32,
+    /// Its engine has just read the same prompt: its first wait says nothing.
+    pub cached: bool,
+    /// As a backup: it says something else than what was delivered.
+    pub differs: bool,
+    /// The usual time between its tokens.
+    pub itl: Duration,
     /// The longest stretch without an advance before the first token.
     longest: Duration,
     /// The same once the first token came, if it says something of the engine.
@@ -71,6 +77,7 @@ impl Attempt {
     ) -> Self {
         Attempt {
             id,
+            itl: candidate.expected_itl,
             digest: candidate.digest.clone(),
             candidate,
             attach: false,
@@ -88,6 +95,8 @@ impl Attempt {
             silence,
             hedge: false,
             prompt_tokens: 0,
+            cached: false,
+            differs: false,
             longest: Duration::ZERO,
             first: None,
             gaps: Sketch::default(),
@@ -140,6 +149,8 @@ impl Attempt {
         let stretch = now.since(self.advanced);
         if self.stage == Stage::Producing {
             self.gaps.record(stretch);
+            // As TCP smooths its round trip; the advert's figure is where it starts.
+            self.itl = (self.itl * 7 + stretch) / 8;
         } else if self.works() {
             self.first = Some(self.longest.max(stretch));
         }
@@ -161,12 +172,20 @@ impl Attempt {
             }
         }
         // A reattached stream replays its journal: that is the network's speed.
+        if self.cached {
+            first = None;
+        }
         let shown = !self.attach && (first.is_some() || gaps.samples() > 0);
         shown.then_some(Observed {
             prompt_tokens: self.prompt_tokens,
             first,
             gaps,
         })
+    }
+
+    /// How long it took to its first token.
+    pub fn first_wait(&self) -> Option<Duration> {
+        self.first
     }
 
     /// The engine is at work on it, for all that is known.

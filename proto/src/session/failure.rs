@@ -62,6 +62,7 @@ impl Session {
         let (Some(generation), false) = (lost.generation, lost.attach) else {
             return false;
         };
+        let (draining, itl) = (lost.draining, lost.itl);
         let (candidate, have, digest) = (lost.candidate.clone(), lost.next, lost.digest.clone());
         if self.next_id >= MAX_ATTEMPTS {
             return false;
@@ -75,13 +76,7 @@ impl Session {
         attempt.attach = true;
         attempt.generation = Some(generation);
         attempt.digest = digest;
-        self.effects.push_back(Effect::Open {
-            attempt: attempt.id,
-            node: attempt.node(),
-            engine: attempt.candidate.engine,
-            model: attempt.candidate.model.clone(),
-            how: How::Attach(Attach { generation, have }),
-        });
+        (attempt.draining, attempt.itl) = (draining, itl);
         self.last_reason = Some(Reason::Lost);
         // The generation is the same one: what is held stays valid, and its tokens go on
         // where they stopped.
@@ -89,7 +84,7 @@ impl Session {
             self.current = Some(attempt.id);
             self.loss = None;
         }
-        self.attempts.push(attempt);
+        self.dispatch(attempt, How::Attach(Attach { generation, have }));
         true
     }
 
@@ -112,20 +107,9 @@ impl Session {
         if self.current == Some(id) {
             self.record_loss(node, digest, reason.clone());
             self.current = None;
-            self.hold = false;
-            // Held text of a lost producer was received in order and is good; half a
-            // character or stop sequence is not, and the next engine makes it again.
-            while self
-                .held
-                .last()
-                .is_some_and(|(c, x)| c.text.is_empty() && x.is_empty())
-            {
-                self.held.pop();
-            }
-            if self.attempts.is_empty() {
-                self.flush();
-            }
-            self.held.clear();
+            self.producer_gone(self.now);
+        } else {
+            self.open_seam(self.now);
         }
         self.effects.push_back(Effect::Note(Note::AttemptFailed {
             node,

@@ -1,6 +1,7 @@
-//! What a frame does: deliver, hold, take over, end.
+//! What a frame does: deliver, take over, end.
 
 use super::attempt::AttemptId;
+use super::handover::has_text;
 use super::machine::Session;
 use super::{Effect, Note, Output, Reason, Seam};
 use crate::limits::MAX_TOKENS;
@@ -51,19 +52,32 @@ impl Session {
             return self.fail(id, Reason::Protocol);
         }
         attempt.token(now);
+        let differed = attempt.differs;
         let index = token.index as usize;
         if self.current == Some(id) {
             return self.deliver_from_current(id, token, now);
         }
-        match self.delivered.get(index) {
-            // The overlap of a backup that started while a draining peer went on.
-            Some(chunk) if chunk.text == token.chunk.text => {}
-            Some(_) => self.diverged(id),
-            None if index == expected => {
+        if self.is_seam(index) {
+            self.take_over(id, now);
+            return self.deliver_from_current(id, token, now);
+        }
+        // The overlap of a backup that started while a leaving peer went on.
+        let same = self
+            .delivered
+            .get(index)
+            .map(|chunk| chunk.text == token.chunk.text);
+        let differs = differed || same == Some(false);
+        if let Some(attempt) = self.find(id) {
+            attempt.differs = differs;
+        }
+        match same {
+            None if index == expected && !differs => {
                 self.take_over(id, now);
                 self.deliver_from_current(id, token, now);
             }
-            None => self.fail(id, Reason::Protocol),
+            None if !differs => self.fail(id, Reason::Protocol),
+            _ if self.current.is_none() && differs => self.producer_gone(now),
+            _ => self.hand_over(now),
         }
     }
 
@@ -76,17 +90,23 @@ impl Session {
             self.reset_others(id);
             self.loss = None;
         }
-        self.last_token = now;
-        let has_text = !token.chunk.text.is_empty() || !token.extra.is_empty();
         self.held.push((token.chunk, token.extra));
-        if has_text && !self.hold {
-            self.flush();
-        }
+        self.release(now);
+        self.hand_over(now);
     }
 
-    /// Emits what was held.
+    /// Emits all that was held.
     pub(super) fn flush(&mut self) {
-        for (chunk, extra) in std::mem::take(&mut self.held) {
+        self.give_out(self.held.len());
+    }
+
+    /// Emits the first `count` of what was held.
+    pub(super) fn give_out(&mut self, count: usize) {
+        if count > 0 {
+            self.last_token = self.now;
+        }
+        let rest = self.held.split_off(count.min(self.held.len()));
+        for (chunk, extra) in std::mem::replace(&mut self.held, rest) {
             let index = u32::try_from(self.delivered.len()).unwrap_or(u32::MAX);
             let (text, tokens) = (chunk.text.clone(), chunk.tokens);
             self.delivered.push(chunk);
@@ -101,8 +121,8 @@ impl Session {
 
     /// `id` is the first to produce: it goes on, whoever else runs is reset.
     pub(super) fn take_over(&mut self, id: AttemptId, now: Mono) {
+        self.close_seam();
         self.held.clear();
-        self.hold = false;
         let previous = self.current.replace(id);
         let lost = self.loss.take().or_else(|| {
             let attempt = self.attempts.iter().find(|a| Some(a.id) == previous)?;
@@ -134,23 +154,18 @@ impl Session {
         self.emit(change);
     }
 
-    /// The backup's overlap differs from what was delivered: hold the draining producer and
-    /// ask again from this very point.
-    pub(super) fn diverged(&mut self, id: AttemptId) {
-        self.drop_attempt(id);
-        self.effects.push_back(Effect::Reset(id));
-        self.hold = true;
-        self.rank();
-    }
-
     pub(super) fn done(&mut self, id: AttemptId, done: Done, now: Mono) {
         let Some(attempt) = self.find(id) else { return };
         if attempt.next != done.frames {
             return self.fail(id, Reason::Protocol);
         }
+        let differed = attempt.differs;
         if self.current != Some(id) {
-            if done.frames as usize != self.delivered.len() {
-                return self.diverged(id);
+            let frames = done.frames as usize;
+            let more = self.held.iter().any(has_text);
+            let here = !differed && frames == self.delivered.len() && !more;
+            if !here && !self.is_seam(frames) {
+                return self.ends_elsewhere(id, now);
             }
             self.take_over(id, now);
         }

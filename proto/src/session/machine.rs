@@ -1,6 +1,7 @@
 //! The machine: one `match` on the input; what it calls stands below it.
 
 use super::attempt::{Attempt, AttemptId, Stage};
+use super::handover::Handover;
 use super::{Config, Effect, Failure, How, Input, Note, Output, Reason, Silence};
 use crate::ids::NodeId;
 use crate::limits::{MAX_ATTEMPTS, MAX_PARALLEL_ATTEMPTS};
@@ -49,10 +50,9 @@ pub struct Session {
     pub(super) next_id: u32,
     pub(super) delivered: Vec<Chunk>,
     /// Received from `current` but not yet emitted: text-less chunks, and everything while the
-    /// producer is held. Each with its `extra`.
+    /// producer hands over. Each with its `extra`.
     pub(super) held: Vec<(Chunk, String)>,
-    /// The draining producer is held, so that a backup can start from a fixed point.
-    pub(super) hold: bool,
+    pub(super) handover: Handover,
     pub(super) tried: Vec<Tried>,
     pub(super) loss: Option<Loss>,
     pub(super) last_token: Mono,
@@ -88,7 +88,7 @@ impl Session {
             next_id: 0,
             delivered: Vec::new(),
             held: Vec::new(),
-            hold: false,
+            handover: Handover::default(),
             tried: Vec::new(),
             loss: None,
             last_token: now,
@@ -160,6 +160,7 @@ impl Session {
             .chain(self.waiting_until)
             .chain(retry)
             .chain(self.next_hedge())
+            .chain(self.next_release())
             .min()
     }
 
@@ -249,13 +250,6 @@ impl Session {
         let prefix = self.delivered.clone();
         let mut attempt = self.attempt(candidate, prefix.len(), now);
         attempt.hedge = std::mem::take(&mut self.granted);
-        self.effects.push_back(Effect::Open {
-            attempt: attempt.id,
-            node: attempt.candidate.node,
-            engine: attempt.candidate.engine,
-            model: attempt.candidate.model.clone(),
-            how: How::Generate(prefix),
-        });
         if let Some(original) = self.attempts.first() {
             let after = now.since(original.heard);
             self.effects.push_back(Effect::Note(Note::Backup {
@@ -263,6 +257,17 @@ impl Session {
                 after,
             }));
         }
+        self.dispatch(attempt, How::Generate(prefix));
+    }
+
+    pub(super) fn dispatch(&mut self, attempt: Attempt, how: How) {
+        self.effects.push_back(Effect::Open {
+            attempt: attempt.id,
+            node: attempt.node(),
+            engine: attempt.candidate.engine,
+            model: attempt.candidate.model.clone(),
+            how,
+        });
         self.attempts.push(attempt);
     }
 

@@ -22,22 +22,23 @@
 //! rules that keep an answer exact:
 //! - Every token carries its index. An attempt must send indices without a gap from the
 //!   prefix that it was given; anything else is a failure of its peer.
-//! - Whoever sends the token at the first undelivered index goes on; the other is reset. Of a
-//!   backup that started from a shorter prefix (its peer was asked while a draining one went
-//!   on), the overlap must equal what was delivered, otherwise the backup is asked again from
-//!   a point at which the draining peer is held.
+//! - Whoever sends the token at the first undelivered index goes on; the other is reset. A
+//!   backup of a leaving peer starts from a shorter prefix: it takes over if it catches up and
+//!   its overlap equals what was delivered, and is otherwise asked again (`handover.rs`).
 //! - A chunk without text (half a character, half a stop sequence) is held until text follows,
 //!   and dropped at a seam: the next engine makes it again. So a stop sequence or a character
 //!   that straddles the seam is neither cut nor doubled.
 //! - The end is checked too: a `Done` whose frame count is not what arrived is a failure.
 //!
 //! Every transition starts in the one `match` of [`Session::handle`] (`machine.rs`); what it
-//! calls is in `frames.rs`, `failure.rs` and `suspicion.rs`, the times are in `deadline.rs`.
+//! calls is in `frames.rs`, `failure.rs`, `suspicion.rs` and `handover.rs`, the times are in
+//! `deadline.rs`.
 
 mod attempt;
 mod deadline;
 mod failure;
 mod frames;
+mod handover;
 mod machine;
 mod silence;
 mod suspicion;

@@ -129,6 +129,8 @@ impl Session {
                 self.suspect(id, reason, now);
             }
         }
+        self.release(now);
+        self.hand_over(now);
         if self.next_hedge().is_some_and(|at| now >= at) {
             self.seek_backup();
         }

@@ -54,8 +54,10 @@ impl World<'_> {
             detached_at: None,
             done: false,
             last_sent: self.now,
+            prefix,
             strike: None,
         };
+        let ttft = self.first_token(node, &generation.prefix);
         let digest = if self.scenario.deterministic {
             "d".into()
         } else {
@@ -69,8 +71,20 @@ impl World<'_> {
         };
         self.agents[node].generations.insert(key, generation);
         self.send(node, attempt, GenFrame::Accepted(accepted));
-        self.at(self.scenario.nodes[node].ttft, Event::Step(node, key));
+        self.at(ttft, Event::Step(node, key));
         self.at(PROGRESS_EVERY, Event::Beat(node, key));
+    }
+
+    /// The time to the first token: of a prompt that the KV cache holds only what is new is
+    /// read, eight tokens in the time of one, and then one is made.
+    fn first_token(&self, node: usize, prefix: &[Chunk]) -> Duration {
+        let model = &self.scenario.nodes[node];
+        let Some(cache) = &self.agents[node].cache else {
+            return model.ttft;
+        };
+        let known = prefix.iter().zip(cache).take_while(|(a, b)| a == b).count();
+        let new = u32::try_from(prefix.len() - known).unwrap_or(u32::MAX);
+        (model.itl + model.itl * new / 8).min(model.ttft)
     }
 
     pub(super) fn attach(&mut self, node: usize, attempt: AttemptId, id: GenerationId, have: u32) {
@@ -159,6 +173,14 @@ impl World<'_> {
         }
         generation.next += 1;
         generation.last_sent = now;
+        let read = std::mem::take(&mut generation.prefix);
+        if let GenFrame::Token(made) = self.token(node, index) {
+            let cache = &mut self.agents[node].cache;
+            let first = cache.is_none() || !read.is_empty();
+            let mut known = if first { Some(read) } else { cache.take() };
+            known.get_or_insert_default().push(made.chunk);
+            *cache = known;
+        }
         if let Some(attempt) = attempt {
             let frame = self.token(node, index);
             self.send(node, attempt, frame);

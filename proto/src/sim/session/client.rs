@@ -80,12 +80,14 @@ impl World<'_> {
     pub(super) fn open(&mut self, attempt: AttemptId, node: NodeId, how: How) {
         self.report.attempts += 1;
         let node = usize::from(node.0[0]);
-        if let How::Generate(prefix) = &how
-            && *prefix != self.delivered
-        {
-            self.violate(format!(
-                "the prefix for {attempt:?} is not what was delivered"
-            ));
+        if let How::Generate(prefix) = &how {
+            // In a handover it is what was delivered and what surely will be.
+            if !prefix.starts_with(&self.delivered) {
+                self.violate(format!(
+                    "the prefix for {attempt:?} is not what was delivered"
+                ));
+            }
+            self.prefixes.insert(node, prefix.clone());
         }
         self.links.insert(attempt, (node, self.now));
         let model = &self.scenario.nodes[node];
@@ -111,6 +113,12 @@ impl World<'_> {
             }
             self.report.text.push_str(text);
             self.delivered.push(chunk(text.clone(), *index));
+        }
+        if let Output::PeerChanged { to, .. } = &output
+            && let Some(prefix) = self.prefixes.get(&usize::from(to.0[0]))
+            && !self.delivered.starts_with(prefix)
+        {
+            self.violate(format!("{to:?} goes on after something else"));
         }
         if terminal(&output) || matches!(output, Output::Token { .. }) {
             let wait = self.now.since(self.last_output);

@@ -42,6 +42,18 @@ pub struct Report {
 
 /// The text of frame `index`; every seventh or so is empty (half a character).
 pub fn text(seed: u64, index: u32) -> String {
+    let text = piece(seed, index);
+    match seed & WHOLE {
+        0 => text,
+        _ if text.is_empty() => "- ".into(),
+        _ => text,
+    }
+}
+
+/// Seeds with this bit make no half characters.
+pub const WHOLE: u64 = 1 << 62;
+
+fn piece(seed: u64, index: u32) -> String {
     let x = seed
         .wrapping_mul(0x9e37_79b9_7f4a_7c15)
         .wrapping_add(u64::from(index) * 0x85eb_ca6b);
@@ -79,6 +91,8 @@ struct Generation {
     detached_at: Option<Mono>,
     done: bool,
     last_sent: Mono,
+    /// What it was asked to continue, until the engine has read it.
+    prefix: Vec<Chunk>,
     /// A fault that strikes at the next step.
     strike: Option<Fault>,
 }
@@ -96,6 +110,8 @@ struct Agent {
     draining: bool,
     down_since: Option<Mono>,
     generations: BTreeMap<u64, Generation>,
+    /// What the engine's KV cache holds: the last prompt that it has read and what it made.
+    cache: Option<Vec<Chunk>>,
 }
 
 struct World<'a> {
@@ -110,6 +126,8 @@ struct World<'a> {
     hedges: Hedges,
     /// Attempt -> (node, in-order delivery horizon, connection generation).
     links: BTreeMap<AttemptId, (usize, Mono)>,
+    /// What each node was asked last to continue.
+    prefixes: BTreeMap<usize, Vec<Chunk>>,
     next_generation: u64,
     wake_at: Option<Mono>,
     report: Report,
@@ -134,6 +152,7 @@ pub fn run(scenario: &Scenario) -> Report {
         session: Session::new(config, Mono::ZERO),
         hedges: Hedges::new(scenario.hedges),
         links: BTreeMap::new(),
+        prefixes: BTreeMap::new(),
         next_generation: 1,
         wake_at: None,
         report: Report::default(),
