@@ -8,7 +8,10 @@
 use crate::identity::{Credentials, Member, MemberError, NodeKey, verify_member};
 use crate::tls::{self, TlsError};
 use crate::transport::LinkError;
-use quinn::{ConnectionError, Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    AckFrequencyConfig, ConnectionError, Endpoint, EndpointConfig, TokioRuntime, TransportConfig,
+    VarInt,
+};
 use quinn_proto::HashedConnectionIdGenerator;
 use ring::hmac;
 use rustls::pki_types::CertificateDer;
@@ -144,10 +147,17 @@ fn endpoint_config(key: &NodeKey) -> EndpointConfig {
     config
 }
 
+/// Packets that a peer may receive before it must acknowledge at once (else it does within
+/// 25 ms, or at once after a gap). By default every second packet is: on a quick path an
+/// acknowledgement is then sent, received and handled between a request and its first token.
+const ACK_AFTER: VarInt = VarInt::from_u32(8);
+
 /// The transport parameters of both directions.
 pub(crate) fn transport_config() -> TransportConfig {
     let mut config = TransportConfig::default();
     let idle = VarInt::try_from(timeouts::IDLE.as_millis()).unwrap_or(VarInt::MAX);
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(ACK_AFTER);
     config
         .max_idle_timeout(Some(idle.into()))
         .keep_alive_interval(Some(timeouts::KEEP_ALIVE))
@@ -157,6 +167,7 @@ pub(crate) fn transport_config() -> TransportConfig {
         .stream_receive_window(limits::STREAM_WINDOW.into())
         .receive_window(limits::CONNECTION_WINDOW.into())
         .send_window(u64::from(limits::CONNECTION_WINDOW))
+        .ack_frequency_config(Some(acks))
         .datagram_receive_buffer_size(None);
     config
 }
