@@ -245,7 +245,7 @@ pub enum MemberError {
     #[error("the certificate was not issued by this mesh's CA: the node is of another mesh")]
     OtherMesh,
     /// It is over.
-    #[error("the certificate has expired: check the clocks, or let an admin of the mesh renew it")]
+    #[error("the certificate has expired: check the clocks, or join again with a new invitation")]
     Expired,
     /// It has not begun, although certificates are back-dated by 26 hours.
     #[error("the certificate is not valid yet: one of the clocks is wrong by more than a day")]

@@ -16,7 +16,7 @@ pub use invites::{Invites, OpenError, Refused};
 pub use join::{InviteError, Inviter, Welcome};
 
 use std::path::{Path, PathBuf};
-use unamesh_client::identity::{Credentials, IdentityError, MemberError, NodeKey};
+use unamesh_client::identity::{Credentials, IdentityError, MemberError, NodeKey, verify_member};
 use unamesh_proto::Wall;
 use unamesh_proto::wire::Role;
 
@@ -97,12 +97,71 @@ pub fn init(
     Ok(credentials)
 }
 
+/// A clock before this (2026-01-01) was never set: what it dates is worth nothing.
+const EARLIEST: Wall = Wall::from_millis(1_767_225_600_000);
+
+/// A fresh certificate for the node that holds `ca` itself, in the last quarter of its present
+/// one's life or after it; `None` while that is good. (Others get theirs by joining again.)
+///
+/// # Errors
+/// It cannot be made.
+pub fn renewed(
+    ca: &Ca,
+    present: &Credentials,
+    node_name: &str,
+    now: Wall,
+) -> Result<Option<Credentials>, CaError> {
+    let quarter = u64::try_from(VALIDITY.as_millis() / 4).unwrap_or(0);
+    let soon = Wall::from_millis(now.as_millis().saturating_add(quarter));
+    let fails = |at| verify_member(&present.certificate, &present.ca, at).err();
+    let due = match (fails(now), fails(soon)) {
+        (None, Some(MemberError::Expired)) | (Some(MemberError::Expired), _) => true,
+        // Made while the clock was ahead.
+        (Some(MemberError::NotYetValid), _) => true,
+        _ => false,
+    };
+    if !due || now < EARLIEST || ca.mesh() != present.mesh {
+        return Ok(None);
+    }
+    let certificate = ca.issue(present.node(), present.role, node_name, now)?;
+    let (key, name) = (present.key.clone(), present.mesh_name.clone());
+    Ok(Some(Credentials::new(
+        key,
+        certificate,
+        present.ca.clone(),
+        name,
+    )?))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use unamesh_client::clock;
-    use unamesh_client::identity::verify_member;
+
+    #[test]
+    fn the_founder_renews_its_own_papers_in_time() {
+        let day = |n: u64| Wall::from_millis(EARLIEST.as_millis() + n * 86_400_000);
+        let dir = tempfile::tempdir().unwrap();
+        let made = init(dir.path(), "home", "desk", day(100)).unwrap();
+        let ca = Ca::load(&dir.path().join(CA_DIR)).unwrap();
+        let at = |now| renewed(&ca, &made, "desk", now).unwrap();
+        assert!(at(day(100)).is_none() && at(day(160)).is_none());
+        assert!(
+            at(Wall::from_millis(5)).is_none(),
+            "a clock that was never set"
+        );
+        // In the last quarter; long after the end; made while the clock was ahead.
+        for now in [day(170), day(900), day(50)] {
+            let fresh = at(now).unwrap();
+            let member = verify_member(&fresh.certificate, &made.ca, now).unwrap();
+            assert_eq!((member.node, member.role), (made.node(), Role::Admin));
+            assert!(renewed(&ca, &fresh, "desk", now).unwrap().is_none());
+        }
+        let elsewhere = tempfile::tempdir().unwrap();
+        let theirs = Ca::create(&elsewhere.path().join(CA_DIR), day(100)).unwrap();
+        assert!(renewed(&theirs, &made, "desk", day(170)).unwrap().is_none());
+    }
 
     #[test]
     fn founds_once() {

@@ -1,9 +1,10 @@
-//! `unamesh join`: makes this machine a member of a mesh.
+//! `unamesh join`: makes this machine a member of a mesh, or renews its certificate.
 
 use super::args::JoinArgs;
 use super::context::Context;
 use super::error::CliError;
 use super::output::{BOLD, DIM};
+use crate::ca;
 use crate::config::Config;
 use serde_json::json;
 use unamesh_client::identity::{Credentials, NodeKey};
@@ -20,7 +21,13 @@ pub(super) async fn run(context: &Context, args: &JoinArgs) -> Result<(), CliErr
     let config = Config::load(&context.sources(Vec::new())?)?;
     let name = args.name.clone().unwrap_or_else(|| config.node_name());
     let state = context.state()?;
-    if let Ok(existing) = Credentials::load(state.path()) {
+    // A link of its own mesh renews a member's certificate. (Whoever holds the CA renews its
+    // own by itself, and would lose its role by a link.)
+    let renews =
+        |existing: &Credentials| existing.mesh == invite.mesh && !state.file(ca::CA_DIR).exists();
+    if let Ok(existing) = Credentials::load(state.path())
+        && !renews(&existing)
+    {
         let message = format!(
             "this machine is a member of the mesh {:?} already; another mesh needs its own --state DIR",
             existing.mesh_name

@@ -5,7 +5,7 @@ use super::background::sample_hardware;
 use super::findings::{Finding, Findings};
 use super::life::Life;
 use super::wiring::Wiring;
-use crate::ca::{CA_DIR, Ca, CaError};
+use crate::ca::{self, CA_DIR, Ca, CaError};
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::engine::configured::{self, EntryError};
@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::info;
 use unamesh_client::clock;
 use unamesh_client::endpoint::{EndpointError, bind};
 use unamesh_client::identity::{Credentials, IdentityError};
@@ -145,15 +146,8 @@ async fn open(config: &Config, state: &StateDir) -> Result<Opened, StartError> {
         return Err(StartError::KeyLog);
     }
     let lock = state.lock()?;
-    let credentials = Arc::new(Credentials::load(state.path())?);
-    if !credentials.role.is_agent() {
-        return Err(StartError::Role(credentials.role));
-    }
-    let ca = match Ca::load(&state.path().join(CA_DIR)) {
-        Ok(ca) => Some(ca),
-        Err(CaError::Absent(_)) => None,
-        Err(e) => return Err(e.into()),
-    };
+    let findings = Findings::default();
+    let (credentials, ca) = papers(config, state, &findings)?;
     let addr = config.gateway.listen;
     let failed = |source| StartError::Gateway { addr, source };
     let gateway = TcpListener::bind(addr).await.map_err(failed)?;
@@ -165,7 +159,6 @@ async fn open(config: &Config, state: &StateDir) -> Result<Opened, StartError> {
             addr: config.mesh.listen,
             source,
         })?;
-    let findings = Findings::default();
     let now = clock::wall();
     let (epoch, unwritten) = state.next_epoch(now);
     let (token, unwritten_token) = AdminToken::load_or_create(state)?;
@@ -185,4 +178,29 @@ async fn open(config: &Config, state: &StateDir) -> Result<Opened, StartError> {
         life,
         findings,
     })
+}
+
+/// This node's membership, fresh where it is its own to renew, and the CA if it is here.
+fn papers(
+    config: &Config,
+    state: &StateDir,
+    findings: &Findings,
+) -> Result<(Arc<Credentials>, Option<Ca>), StartError> {
+    let credentials = Credentials::load(state.path())?;
+    if !credentials.role.is_agent() {
+        return Err(StartError::Role(credentials.role));
+    }
+    let ca = match Ca::load(&state.path().join(CA_DIR)) {
+        Ok(ca) => ca,
+        Err(CaError::Absent(_)) => return Ok((Arc::new(credentials), None)),
+        Err(e) => return Err(e.into()),
+    };
+    let fresh = ca::renewed(&ca, &credentials, &config.node_name(), clock::wall())?;
+    if let Some(fresh) = &fresh {
+        info!("this node's certificate was renewed");
+        if let Err(error) = fresh.save(state.path()) {
+            findings.raise(Finding::State, error.to_string());
+        }
+    }
+    Ok((Arc::new(fresh.unwrap_or(credentials)), Some(ca)))
 }
