@@ -229,8 +229,8 @@ impl Watcher {
     }
 
     fn gone(&mut self, gone: PeerGone) {
-        // A hint only: what the agent saw need not hold for our own paths, so a silent peer is
-        // left to our probes. A goodbye is final, and comes signed as an update before this.
+        // A hint only: what the agent saw need not hold for our own paths, and its word that
+        // another said goodbye is signed by nobody. Our probes see either for themselves.
         tracing::debug!(node = %gone.node.short(), left = gone.left, "peer gone");
     }
 

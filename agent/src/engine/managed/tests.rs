@@ -121,9 +121,17 @@ async fn stopping_ends_the_whole_group() {
 
 #[tokio::test]
 async fn a_process_that_ignores_sigterm_is_killed() {
-    let run = start("trap '' TERM; while :; do sleep 0.05; done").await;
+    let mark = tempfile::tempdir().unwrap();
+    let deaf = mark.path().join("deaf");
+    let script = format!(
+        "trap '' TERM; touch {}; while :; do sleep 0.05; done",
+        deaf.display()
+    );
+    let run = start(&script).await;
     let pid = run.pid().await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    while !deaf.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let before = Instant::now();
     run.end().await;
     assert!(before.elapsed() >= STOP_ENGINE);
