@@ -4,7 +4,7 @@ use super::args::WhyArgs;
 use super::context::Context;
 use super::error::CliError;
 use super::mesh::Mesh;
-use super::output::{BOLD, DIM, GOOD, Table, cell};
+use super::output::{BOLD, DIM, GOOD, Table, cell, printable};
 use super::text::{Read, ms, short};
 use serde_json::Value;
 
@@ -59,11 +59,11 @@ fn ranking(context: &Context, why: &Value) -> String {
         for one in rejected {
             let name = match one.at("name").text() {
                 "" => short(one.at("node").text()),
-                name => name.to_owned(),
+                name => printable(name),
             };
             text.push_str(&format!(
                 "  {name}: {DIM}{}{DIM:#}\n",
-                one.at("reason").text()
+                printable(one.at("reason").text())
             ));
         }
     }

@@ -12,7 +12,7 @@ mod multicast;
 use super::context::Context;
 use super::error::CliError;
 use super::local::{CLIENT_ONLY, Local};
-use super::output::{BAD, BOLD, DIM, GOOD, WARN};
+use super::output::{BAD, BOLD, DIM, GOOD, WARN, printable};
 use serde_json::{Value, json};
 
 /// How bad a finding is.
@@ -163,9 +163,11 @@ fn render(findings: &[Finding]) -> String {
             Level::Warn => ("warn", WARN),
             Level::Fail => ("FAIL", BAD),
         };
-        text.push_str(&format!("{style}{mark}{style:#}  {}\n", finding.message));
+        let message = printable(&finding.message);
+        text.push_str(&format!("{style}{mark}{style:#}  {message}\n"));
         for (at, step) in finding.fix.iter().enumerate() {
             let lead = if at == 0 { "fix:" } else { " or:" };
+            let step = printable(step);
             text.push_str(&format!("      {DIM}{lead}{DIM:#} {BOLD}{step}{BOLD:#}\n"));
         }
     }
