@@ -377,7 +377,10 @@ impl Mesh {
             agents,
             _root: root,
         };
-        let serving = setups.iter().filter(|s| !s.config.is_empty()).count();
+        let serving = setups
+            .iter()
+            .filter(|s| s.config.contains("[[engine]]"))
+            .count();
         mesh.chooses(model, serving)?;
         Ok(mesh)
     }

@@ -44,6 +44,9 @@ pub struct OverheadArgs {
     /// Seconds of load for each number of clients; 0: none.
     #[arg(long, default_value_t = 2.0)]
     pub seconds: f64,
+    /// Worker threads of each agent [default: the configuration's]
+    #[arg(long)]
+    pub workers: Option<usize>,
 }
 
 /// One way to the engine.
@@ -112,7 +115,13 @@ fn answer(connection: &mut Connection, request: &[u8]) -> std::io::Result<Answer
 pub fn run(args: &OverheadArgs, progress: &Progress) -> Result<Report, BenchError> {
     progress("starting a test engine and two agents");
     let engine = TestEngine::start()?;
-    let mut mesh = Mesh::start(&[Setup::default(), Setup::openai(engine.addr)], MODEL)?;
+    let mut setups = [Setup::default(), Setup::openai(engine.addr)];
+    if let Some(workers) = args.workers {
+        for setup in &mut setups {
+            let _ = write!(setup.config, "[runtime]\nworkers = {workers}\n");
+        }
+    }
+    let mut mesh = Mesh::start(&setups, MODEL)?;
     let mut ways = [
         Way::open(engine.addr)?,
         Way::open(mesh.gateway(0)?)?,
