@@ -39,6 +39,8 @@ pub const MAX_LEARNED: usize = 256;
 pub const HEDGE_SHARE: u32 = 10;
 /// Such backups at once: the sixteen streams of a machine that froze, and a few.
 pub const HEDGE_BURST: u32 = 20;
+/// Peers that are asked about a silent one: two may be behind the same bad switch.
+pub const MAX_HELPERS: usize = 3;
 /// Paths kept per peer.
 pub const MAX_PATHS: usize = 8;
 /// Attempts of one request over its life, the first included; then it fails with what it has.

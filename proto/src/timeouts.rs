@@ -66,8 +66,17 @@ pub const POOL_IDLE: Duration = Duration::from_secs(60);
 pub const POOL_SWEEP: Duration = Duration::from_secs(10);
 /// No sign of life for this long: suspect in the table (ranked last, not evicted).
 pub const TABLE_SUSPECT: Duration = Duration::from_millis(1500);
-/// No sign of life for this long: down (not chosen at all).
+/// No sign of life for this long, and none to another peer: down (not chosen at all).
 pub const TABLE_DOWN: Duration = Duration::from_millis(2800);
+/// The same while nobody could say whether others reach it: its connection's own idle time-out
+/// ([`IDLE`]) has passed by then.
+pub const TABLE_DOWN_ALONE: Duration = Duration::from_secs(4);
+/// Others are asked about a silent peer this often while nothing is decided: a helper's own
+/// probe ([`PROBE_TIMEOUT`]) is over by then.
+pub const DOUBT_EVERY: Duration = Duration::from_secs(1);
+/// When all peers fell silent together they stay suspects this long: a router that restarts is
+/// back, and a caller whom everybody left learns it.
+pub const TABLE_CUT_OFF: Duration = Duration::from_secs(30);
 /// A peer that was down for this long leaves the table.
 pub const TABLE_FORGET: Duration = Duration::from_secs(600);
 /// A node that said goodbye is remembered this long, so that late gossip cannot revive it.

@@ -40,6 +40,10 @@ enum Op {
         n: u32,
         a: u32,
     },
+    Indirect {
+        n: u32,
+        alive: bool,
+    },
     Wait(Duration),
 }
 
@@ -60,7 +64,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (n.clone(), a.clone()).prop_map(|(n, a)| Op::Hint { n, a }),
         3 => (n.clone(), a.clone(), 100u64..50_000)
             .prop_map(|(n, a, rtt_us)| Op::ProbeOk { n, a, rtt_us }),
-        2 => (n, a).prop_map(|(n, a)| Op::ProbeFailed { n, a }),
+        2 => (n.clone(), a).prop_map(|(n, a)| Op::ProbeFailed { n, a }),
+        2 => (n, any::<bool>()).prop_map(|(n, alive)| Op::Indirect { n, alive }),
         6 => wait.prop_map(|ms| Op::Wait(Duration::from_millis(ms))),
     ]
 }
@@ -76,6 +81,8 @@ struct Model {
     ever_alive: bool,
     /// A probe failed since: suspect is allowed, since all paths may have failed.
     doubted: bool,
+    /// Another reached it then; its end is counted from there.
+    vouched: Mono,
     buried: Option<(Mark, Mono)>,
     /// Answered a probe before its first word.
     answered: Option<Mono>,
@@ -133,11 +140,13 @@ impl Model {
 
     fn alive(&mut self, now: Mono) {
         (self.heard, self.ever_alive, self.doubted) = (now, true, false);
+        self.vouched = Mono::ZERO;
     }
 
     fn pass_time(&mut self, now: Mono) {
         let over = TABLE_DOWN + TABLE_FORGET;
-        if let Some(mark) = self.word.filter(|_| now.since(self.heard) >= over) {
+        let last = self.heard.max(self.vouched);
+        if let Some(mark) = self.word.filter(|_| now.since(last) >= over) {
             *self = Model {
                 buried: Some((mark, now + TOMBSTONE)),
                 ..Model::default()
@@ -151,7 +160,9 @@ impl Model {
         match liveness {
             Liveness::Down => silent >= TABLE_DOWN,
             Liveness::Suspect => {
-                silent < TABLE_DOWN && (silent >= TABLE_SUSPECT || !self.ever_alive || self.doubted)
+                // How long others' words and our own absence may put it off is not modelled.
+                let excused = self.ever_alive || silent < TABLE_DOWN;
+                excused && (silent >= TABLE_SUSPECT || !self.ever_alive || self.doubted)
             }
             Liveness::Alive => silent < TABLE_SUSPECT && self.ever_alive,
         }
@@ -223,6 +234,14 @@ impl Run {
                 self.model.entry(node(n)).or_default().doubted = true;
                 self.table.probe_failed(node(n), addr(100 * n + a), now);
             }
+            Op::Indirect { n, alive } => {
+                let used = self.table.indirect(node(n), alive, now);
+                let model = self.model.entry(node(n)).or_default();
+                assert!(!used || model.ever_alive);
+                if used && alive {
+                    model.vouched = now;
+                }
+            }
             Op::Wait(span) => self.wait(now + span),
         }
         self.check();
@@ -277,10 +296,13 @@ impl Run {
 
     /// Events alternate as people expect, and their last word fits the table.
     fn check_events(&mut self) {
-        use TableEvent::{Back, Down, Forgotten, Joined, Left, Suspect, Twin};
+        use TableEvent::{Back, Doubt, Down, Forgotten, Joined, Left, Suspect, Twin};
         while let Some(event) = self.table.poll() {
             let (Joined(n) | Left(n) | Suspect(n) | Down(n) | Back(n) | Forgotten(n) | Twin(n)) =
-                event;
+                event
+            else {
+                continue;
+            };
             let before = self.told.insert(n, event);
             let fits = match event {
                 Joined(_) => matches!(before, None | Some(Left(_) | Forgotten(_))),
@@ -289,7 +311,7 @@ impl Run {
                 Back(_) => matches!(before, Some(Suspect(_) | Down(_))),
                 Left(_) => !matches!(before, None | Some(Left(_) | Forgotten(_))),
                 Forgotten(_) => matches!(before, Some(Down(_))),
-                Twin(_) => false,
+                Twin(_) | Doubt(_) | TableEvent::CutOff | TableEvent::Online => false,
             };
             assert!(fits, "{before:?} then {event:?}");
         }

@@ -3,7 +3,7 @@
 use super::paths::Paths;
 use super::{Liveness, Peer};
 use crate::time::Mono;
-use crate::timeouts::{TABLE_DOWN, TABLE_FORGET, TABLE_SUSPECT};
+use crate::timeouts::{DOUBT_EVERY, TABLE_DOWN, TABLE_DOWN_ALONE, TABLE_FORGET, TABLE_SUSPECT};
 use crate::wire::{Advert, SignedAdvert};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,6 +32,16 @@ pub(super) struct Entry {
     was_alive: bool,
     /// Every path failed since the last sign of life.
     doubt: bool,
+    /// When a helper last reached it, since its last sign of life.
+    vouched: Mono,
+    /// A helper could not reach it either, since then.
+    denied: bool,
+    /// Its silence counts from here at the earliest: we were cut off.
+    spared: Mono,
+    /// Not down before this: we are cut off.
+    spared_until: Mono,
+    /// When others are to be asked about it.
+    doubt_from: Mono,
     /// As of the last [`Entry::settle`].
     liveness: Liveness,
     /// As published last; `None` once anything changed.
@@ -59,6 +69,11 @@ impl Entry {
             own: false,
             was_alive: false,
             doubt: false,
+            vouched: Mono::ZERO,
+            denied: false,
+            spared: Mono::ZERO,
+            spared_until: Mono::ZERO,
+            doubt_from: Mono::ZERO,
             liveness: Liveness::Suspect,
             cached: None,
         }
@@ -108,6 +123,7 @@ impl Entry {
         };
         self.was_alive = true;
         self.doubt = false;
+        (self.vouched, self.denied) = (Mono::ZERO, false);
         self.cached = None;
         match sign {
             Sign::Advert => false,
@@ -134,6 +150,9 @@ impl Entry {
             return None;
         }
         self.cached = None;
+        if (new, old) == (Liveness::Suspect, Liveness::Alive) {
+            self.doubt_from = now;
+        }
         Some((new, old))
     }
 
@@ -142,7 +161,7 @@ impl Entry {
         let silent = now.since(self.heard);
         if self.own {
             Liveness::Alive
-        } else if silent >= TABLE_DOWN {
+        } else if now >= self.down_at() {
             Liveness::Down
         } else if silent >= TABLE_SUSPECT || !self.was_alive || self.doubt {
             Liveness::Suspect
@@ -153,7 +172,82 @@ impl Entry {
 
     /// Whether it has been down for so long that it leaves the table.
     pub fn is_forgotten(&self, now: Mono) -> bool {
-        !self.own && now.since(self.heard) >= TABLE_DOWN + TABLE_FORGET
+        !self.own && now >= self.forgotten_at()
+    }
+
+    fn forgotten_at(&self) -> Mono {
+        self.heard.max(self.vouched) + (TABLE_DOWN + TABLE_FORGET)
+    }
+
+    /// When silence makes it down; see `doubt.rs`.
+    fn down_at(&self) -> Mono {
+        if !self.was_alive {
+            return self.heard + TABLE_DOWN;
+        }
+        let since = self.heard.max(self.vouched).max(self.spared);
+        let patience = match self.denied {
+            true => TABLE_DOWN,
+            false => TABLE_DOWN_ALONE,
+        };
+        let down = (since + patience).max(self.spared_until);
+        down.min(self.forgotten_at())
+    }
+
+    /// What a helper says of it. Returns whether that is of use: one that is down needs a sign
+    /// of life of its own, and a helper that does not reach it is wrong if another does.
+    pub fn indirect(&mut self, alive: bool, now: Mono) -> bool {
+        let vouched = self.vouched > Mono::ZERO && now.since(self.vouched) < TABLE_SUSPECT;
+        let used = !self.own
+            && self.was_alive
+            && self.liveness == Liveness::Suspect
+            && (alive || !vouched);
+        if used {
+            self.denied = !alive;
+            self.doubt_from = now + DOUBT_EVERY;
+            if alive {
+                self.vouched = now;
+            }
+        }
+        used
+    }
+
+    /// Another's, and it was alive and is not down: its silence says something.
+    pub fn is_awake(&self) -> bool {
+        !self.own && self.was_alive && self.liveness != Liveness::Down
+    }
+
+    /// It can be asked about others.
+    pub fn helps(&self) -> bool {
+        !self.own && self.liveness == Liveness::Alive
+    }
+
+    /// The round trip of its best path.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.paths.list().first().and_then(|path| path.rtt)
+    }
+
+    /// When others are to be asked about it, if it is a suspect of which nothing is known.
+    pub fn doubt_at(&self) -> Option<Mono> {
+        let open = self.is_awake() && self.liveness == Liveness::Suspect && !self.denied;
+        open.then_some(self.doubt_from)
+    }
+
+    /// Others are not asked about it before `at`.
+    pub fn doubt_from(&mut self, at: Mono) {
+        self.doubt_from = at;
+    }
+
+    /// We are cut off: it is not down before `until`.
+    pub fn spare_until(&mut self, until: Mono) {
+        self.spared_until = until;
+    }
+
+    /// We are back since `now`: its silence counts from here, and it may speak before others
+    /// are asked.
+    pub fn spare_from(&mut self, now: Mono) {
+        (self.spared, self.spared_until) = (now, Mono::ZERO);
+        self.doubt_from = now + DOUBT_EVERY;
+        self.denied = false;
     }
 
     /// When time alone changes it next.
@@ -161,8 +255,8 @@ impl Entry {
         match self.liveness {
             _ if self.own => NEVER,
             Liveness::Alive => self.heard + TABLE_SUSPECT,
-            Liveness::Suspect => self.heard + TABLE_DOWN,
-            Liveness::Down => self.heard + (TABLE_DOWN + TABLE_FORGET),
+            Liveness::Suspect => self.down_at(),
+            Liveness::Down => self.forgotten_at(),
         }
     }
 

@@ -8,8 +8,9 @@
 //!   own connection, or an answered probe. A relayed advert updates what we know *of* a node
 //!   and never makes it look alive; a node known from relays alone is suspect until a probe
 //!   of ours succeeds. Addresses from mDNS are hints.
-//! - **Silence ages** a peer: suspect, down, forgotten (see [`crate::timeouts`]). Down peers
-//!   stay in the snapshot, so that whoever probes keeps trying them.
+//! - **Silence ages** a peer: suspect, down, forgotten (see [`crate::timeouts`]); before it is
+//!   down others are asked, and if all are silent it is us (`doubt.rs`). Down peers stay in
+//!   the snapshot, so that whoever probes keeps trying them.
 //! - **No ghost comes back.** Who says goodbye is remembered by its epoch, who is forgotten by
 //!   its (epoch, seq), as a tombstone; only something newer lifts it.
 //! - **Our own entry** is what we publish ([`Table::publish`]) and never ages. If the network
@@ -26,6 +27,7 @@
 //! Small changes (a sign of life, a round trip that moved a little) alone do not make a new
 //! snapshot; they are gathered for [`REFRESH`].
 
+mod doubt;
 mod entry;
 mod paths;
 #[cfg(test)]
@@ -66,6 +68,8 @@ pub struct Table {
     dirty: bool,
     /// When small changes are to be published, if there are any.
     refresh_at: Option<Mono>,
+    /// All peers are silent.
+    cut_off: bool,
 }
 
 impl Table {
@@ -85,6 +89,7 @@ impl Table {
             }),
             dirty: false,
             refresh_at: None,
+            cut_off: false,
         }
     }
 
@@ -201,6 +206,7 @@ impl Table {
         if let Some(entry) = self.entries.get_mut(&node) {
             self.dirty |= entry.probe_failed(addr, now);
             self.settle(node, now);
+            self.doubt_suspects(now);
         } else if let Some((_, paths)) = self.strangers.get_mut(&node) {
             paths.failed(addr, now);
         }
@@ -221,12 +227,14 @@ impl Table {
             if entry.was_alive() {
                 self.event(TableEvent::Left(node));
             }
+            self.notice_cut_off(now);
         }
     }
 
     /// Lets time pass: ages peers, forgets, publishes small changes. Call it at
     /// [`Table::next_wakeup`]; calling it more often does no harm.
     pub fn tick(&mut self, now: Mono) {
+        self.notice_cut_off(now);
         let nodes: Vec<NodeId> = self
             .entries
             .iter()
@@ -239,6 +247,7 @@ impl Table {
                 self.forget(node, now);
             }
         }
+        self.doubt_suspects(now);
         self.tombstones.expire(now);
         self.strangers
             .retain(|_, (named, _)| now.since(*named) < timeouts::TABLE_FORGET);
@@ -258,6 +267,8 @@ impl Table {
             strangers,
             self.tombstones.next(),
             self.refresh_at,
+            self.cut_off_at(),
+            self.next_doubt(),
         ]
         .into_iter()
         .flatten()
@@ -383,12 +394,18 @@ impl Table {
         } else {
             self.refresh_at.get_or_insert(now + REFRESH);
         }
+        let helped = entry.helps();
         if first {
             self.dirty = true;
             entry.settle(now);
             self.event(TableEvent::Joined(node));
         } else {
             self.settle(node, now);
+        }
+        self.notice_online(now);
+        if !helped {
+            // Now there is somebody to ask about the others.
+            self.doubt_suspects(now);
         }
     }
 

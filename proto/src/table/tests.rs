@@ -78,10 +78,10 @@ fn silence_ages_and_a_probe_revives() {
     assert_eq!(t.liveness(1, 1499), Some(Liveness::Alive));
     assert_eq!(t.0.next_wakeup(), Some(at(1500)));
     assert_eq!(t.liveness(1, 1500), Some(Liveness::Suspect));
-    assert_eq!(t.0.next_wakeup(), Some(at(2800)));
-    assert_eq!(t.liveness(1, 2800), Some(Liveness::Down));
-    t.0.probe_ok(node(1), addr(1), rtt(300), at(3000));
-    assert_eq!(t.liveness(1, 3000), Some(Liveness::Alive));
+    assert_eq!(t.0.next_wakeup(), Some(at(4000))); // nobody to ask
+    assert_eq!(t.liveness(1, 4000), Some(Liveness::Down));
+    t.0.probe_ok(node(1), addr(1), rtt(300), at(4100));
+    assert_eq!(t.liveness(1, 4100), Some(Liveness::Alive));
     let n = node(1);
     let expected = [
         TableEvent::Joined(n),
@@ -90,6 +90,117 @@ fn silence_ages_and_a_probe_revives() {
         TableEvent::Back(n),
     ];
     assert_eq!(t.events(), expected);
+}
+
+/// `n` speaks at `ms`.
+fn speaks(t: &mut T, n: u32, ms: u64) {
+    t.0.tick(at(ms));
+    t.0.probe_ok(node(n), addr(n), rtt(100 * u64::from(n)), at(ms));
+}
+
+/// Peers 1 to `count`, all heard of at 0; their joining is not told.
+fn meshed(count: u32) -> T {
+    let mut t = T::new();
+    for n in 1..=count {
+        t.say(n, 1, 1, true, 0);
+        speaks(&mut t, n, 0);
+    }
+    t.events();
+    t
+}
+
+#[test]
+fn who_is_silent_is_asked_about_and_goes_down_when_that_is_confirmed() {
+    let mut t = meshed(3);
+    speaks(&mut t, 2, 1000);
+    speaks(&mut t, 3, 1000);
+    assert_eq!(t.liveness(1, 1500), Some(Liveness::Suspect));
+    let n = node(1);
+    assert_eq!(t.events(), [TableEvent::Suspect(n), TableEvent::Doubt(n)]);
+    assert_eq!(t.0.helpers(n), [node(2), node(3)], "the nearest first");
+    assert!(t.0.indirect(n, false, at(2400)));
+    speaks(&mut t, 2, 2400);
+    assert_eq!(t.liveness(1, 2799), Some(Liveness::Suspect));
+    assert_eq!(t.liveness(1, 2800), Some(Liveness::Down));
+    assert!(!t.0.indirect(n, true, at(2900)), "too late");
+    assert_eq!(t.liveness(1, 2900), Some(Liveness::Down));
+}
+
+#[test]
+fn who_is_vouched_for_stays_a_suspect() {
+    let mut t = meshed(2);
+    let n = node(1);
+    let mut doubts = 0;
+    for ms in (500..=20_000).step_by(500) {
+        speaks(&mut t, 2, ms);
+        let events = t.events();
+        assert!(!events.contains(&TableEvent::Down(n)));
+        if events.contains(&TableEvent::Doubt(n)) {
+            doubts += 1;
+            assert!(t.0.indirect(n, true, at(ms + 300)));
+            assert!(
+                !t.0.indirect(n, false, at(ms + 310)),
+                "whoever reaches it is right"
+            );
+        }
+    }
+    assert_eq!(t.liveness(1, 20_000), Some(Liveness::Suspect));
+    assert!((10..=20).contains(&doubts), "{doubts}");
+    // The vouching ends: it goes down in the end.
+    for ms in (20_500..24_500).step_by(500) {
+        speaks(&mut t, 2, ms);
+    }
+    assert_eq!(t.liveness(1, 24_500), Some(Liveness::Down));
+}
+
+#[test]
+fn a_doubt_that_nobody_answers_is_repeated_and_ends() {
+    let mut t = meshed(2);
+    for ms in [1000, 2000, 3000] {
+        speaks(&mut t, 2, ms);
+    }
+    assert_eq!(t.liveness(1, 3999), Some(Liveness::Suspect));
+    assert_eq!(t.liveness(1, 4000), Some(Liveness::Down));
+    let n = node(1);
+    let (s, d) = (TableEvent::Suspect(n), TableEvent::Doubt(n));
+    assert_eq!(t.events(), [s, d, d, TableEvent::Down(n)]);
+}
+
+#[test]
+fn when_all_fall_silent_together_it_is_us() {
+    let mut t = meshed(3);
+    speaks(&mut t, 3, 400);
+    assert_eq!(t.liveness(1, 1899), Some(Liveness::Suspect));
+    assert!(!t.0.is_cut_off());
+    t.events();
+    assert_eq!(t.0.next_wakeup(), Some(at(1900)));
+    assert_eq!(t.liveness(3, 1900), Some(Liveness::Suspect));
+    assert!(t.0.is_cut_off());
+    assert_eq!(t.events()[0], TableEvent::CutOff);
+    for n in 1..=3 {
+        assert_eq!(t.liveness(n, 25_000), Some(Liveness::Suspect));
+    }
+    assert_eq!(t.events(), [], "nobody is asked and nobody goes");
+    // We are back; the others have their time to say so.
+    speaks(&mut t, 1, 26_000);
+    assert_eq!(t.events(), [TableEvent::Back(node(1)), TableEvent::Online]);
+    speaks(&mut t, 2, 26_500);
+    for ms in [27_000, 28_000, 29_000] {
+        speaks(&mut t, 1, ms);
+    }
+    assert_eq!(t.liveness(3, 29_999), Some(Liveness::Suspect));
+    assert_eq!(t.liveness(3, 30_000), Some(Liveness::Down));
+}
+
+#[test]
+fn a_node_that_stays_cut_off_says_so_in_the_end() {
+    let mut t = meshed(2);
+    assert_eq!(t.liveness(1, 1500), Some(Liveness::Suspect));
+    assert_eq!(t.liveness(1, 31_499), Some(Liveness::Suspect));
+    for n in 1..=2 {
+        assert_eq!(t.liveness(n, 31_500), Some(Liveness::Down));
+    }
+    assert_eq!(t.liveness(1, 602_800), None, "and forgets");
 }
 
 #[test]
@@ -289,8 +400,9 @@ fn everything_is_bounded() {
     assert!(t.0.strangers().any(|(n, _)| n == node(14_999)));
     assert_eq!(t.say(24_999, 1, 1, true, 5000), Merged::Tombstoned);
     // A peer that is down makes room.
-    t.0.tick(at(10_000));
-    assert_eq!(t.say(5000, 1, 1, true, 10_000), Merged::New);
+    t.0.tick(at(10_000)); // all at once: as if we were cut off
+    t.0.tick(at(40_000));
+    assert_eq!(t.say(5000, 1, 1, true, 40_000), Merged::New);
     t.0.changed();
     assert_eq!(t.0.snapshot().peers.len(), limits::MAX_PEERS);
     assert!(t.events().len() <= limits::MAX_TABLE_EVENTS);

@@ -14,7 +14,7 @@ pub enum Liveness {
     Alive,
     /// Silent for longer, or known from relays alone; ranked last.
     Suspect,
-    /// Silent for [`crate::timeouts::TABLE_DOWN`]; not chosen.
+    /// Silent for [`crate::timeouts::TABLE_DOWN`], and others cannot reach it either; not chosen.
     Down,
 }
 
@@ -107,6 +107,13 @@ pub enum TableEvent {
     Forgotten(NodeId),
     /// See [`Merged::Twin`].
     Twin(NodeId),
+    /// Silent, and not known whether for all: let [`super::Table::helpers`] probe it and hand
+    /// in [`super::Table::indirect`].
+    Doubt(NodeId),
+    /// All peers fell silent together: it is this node that is cut off.
+    CutOff,
+    /// A peer spoke again after that.
+    Online,
 }
 
 /// How many adverts came to what end, since the start.

@@ -1,0 +1,113 @@
+//! Who is gone, who is only out of reach, and whether it is we who are cut off.
+//!
+//! Silence alone does not tell a dead peer from a bad minute of Wi-Fi, so a second opinion is
+//! asked for before a peer goes down:
+//!
+//! - A peer that falls silent is **doubted**: [`TableEvent::Doubt`] asks the I/O shell to let
+//!   others ([`Table::helpers`]) probe it, again every [`DOUBT_EVERY`] while nothing is decided.
+//!   The answers come back through [`Table::indirect`].
+//! - **Confirmed** (a helper could not reach it either), it is down after [`TABLE_DOWN`] of
+//!   silence. **Vouched for**, it stays a suspect: ranked last, since we cannot reach it, but not
+//!   evicted; the time to its end starts again with each vouch. With **nobody to ask**, or no
+//!   answer, it is down after [`TABLE_DOWN_ALONE`].
+//! - When all peers (two at least) fall silent together, **we are cut off**
+//!   ([`TableEvent::CutOff`]): they stay suspects, since it says nothing of them. The first
+//!   sign of life ends it ([`TableEvent::Online`]), and the others' silence counts from there.
+//!   After [`TABLE_CUT_OFF`] they age as usual, so that callers learn soon that nobody is there.
+//!
+//! [`TABLE_DOWN`]: crate::timeouts::TABLE_DOWN
+//! [`TABLE_DOWN_ALONE`]: crate::timeouts::TABLE_DOWN_ALONE
+
+use super::{Table, TableEvent};
+use crate::ids::NodeId;
+use crate::limits::MAX_HELPERS;
+use crate::time::Mono;
+use crate::timeouts::{DOUBT_EVERY, TABLE_CUT_OFF, TABLE_SUSPECT};
+use std::time::Duration;
+
+impl Table {
+    /// What a helper found out about `node`, which was doubted: whether its probe was answered.
+    /// Returns whether that was of use; only a suspect's fate depends on it.
+    pub fn indirect(&mut self, node: NodeId, alive: bool, now: Mono) -> bool {
+        self.settle(node, now);
+        let used = self
+            .entries
+            .get_mut(&node)
+            .is_some_and(|e| e.indirect(alive, now));
+        self.settle(node, now);
+        self.doubt_suspects(now);
+        used
+    }
+
+    /// The peers to ask about `node`: those that are alive, nearest first, at most
+    /// [`MAX_HELPERS`].
+    pub fn helpers(&self, node: NodeId) -> Vec<NodeId> {
+        let alive = self.entries.iter().filter(|(n, _)| **n != node);
+        let mut alive: Vec<(Duration, NodeId)> = alive
+            .filter(|(_, e)| e.helps())
+            .map(|(n, e)| (e.rtt().unwrap_or(Duration::MAX), *n))
+            .collect();
+        alive.sort();
+        alive.truncate(MAX_HELPERS);
+        alive.into_iter().map(|(_, n)| n).collect()
+    }
+
+    /// Whether all peers fell silent together, so that it must be us.
+    pub fn is_cut_off(&self) -> bool {
+        self.cut_off
+    }
+
+    /// When it shows that we are cut off, if nobody speaks before.
+    pub(super) fn cut_off_at(&self) -> Option<Mono> {
+        let awake = self.entries.values().filter(|e| e.is_awake());
+        let (count, latest) = awake.fold((0, Mono::ZERO), |(count, latest), e| {
+            (count + 1, latest.max(e.heard()))
+        });
+        (count >= 2 && !self.cut_off).then(|| latest + TABLE_SUSPECT)
+    }
+
+    /// Notices that everybody is silent.
+    pub(super) fn notice_cut_off(&mut self, now: Mono) {
+        if self.cut_off_at().is_some_and(|at| now >= at) {
+            self.cut_off = true;
+            for entry in self.entries.values_mut().filter(|e| e.is_awake()) {
+                entry.spare_until(now + TABLE_CUT_OFF);
+            }
+            self.event(TableEvent::CutOff);
+        }
+    }
+
+    /// Somebody spoke: we are not, or no longer, cut off.
+    pub(super) fn notice_online(&mut self, now: Mono) {
+        if std::mem::take(&mut self.cut_off) {
+            for entry in self.entries.values_mut().filter(|e| e.is_awake()) {
+                entry.spare_from(now);
+            }
+            self.event(TableEvent::Online);
+        }
+    }
+
+    /// When the next suspect is to be asked about.
+    pub(super) fn next_doubt(&self) -> Option<Mono> {
+        let askable = !self.cut_off && self.entries.values().any(|e| e.helps());
+        let doubts = self.entries.values().filter_map(|e| e.doubt_at());
+        doubts.min().filter(|_| askable)
+    }
+
+    /// Asks about those suspects whose time has come.
+    pub(super) fn doubt_suspects(&mut self, now: Mono) {
+        if self.next_doubt().is_none_or(|at| now < at) {
+            return;
+        }
+        let mut doubted = Vec::new();
+        for (node, entry) in &mut self.entries {
+            if entry.doubt_at().is_some_and(|at| now >= at) {
+                entry.doubt_from(now + DOUBT_EVERY);
+                doubted.push(*node);
+            }
+        }
+        for node in doubted {
+            self.event(TableEvent::Doubt(node));
+        }
+    }
+}
