@@ -201,6 +201,12 @@ impl TableTask {
         }
     }
 
+    /// Tells what happened to this node itself.
+    fn tell_of_us(&self, what: &'static str) {
+        info!("{what}");
+        self.events.emit(what, json!({}));
+    }
+
     fn tell(&self, event: TableEvent, before: &Snapshot, now: &Snapshot, verifier: &Verifier) {
         let (what, node) = match event {
             TableEvent::Joined(node) => ("peer_joined", node),
@@ -213,6 +219,13 @@ impl TableTask {
                 verifier.raise_twin("it publishes words that this one never said");
                 return;
             }
+            TableEvent::Doubt(node) => {
+                // Nobody is asked yet; without an answer the table decides by itself.
+                debug!(node = %node.short(), "peer_doubted");
+                return;
+            }
+            TableEvent::CutOff => return self.tell_of_us("cut_off"),
+            TableEvent::Online => return self.tell_of_us("online"),
         };
         let peer = now.get(&node).or_else(|| before.get(&node));
         let name = peer.map(|p| p.advert.name.clone()).unwrap_or_default();
