@@ -9,7 +9,7 @@
 //!   and never makes it look alive; a node known from relays alone is suspect until a probe
 //!   of ours succeeds. Addresses from mDNS are hints.
 //! - **Silence ages** a peer: suspect, down, forgotten (see [`crate::timeouts`]); before it is
-//!   down others are asked, and if all are silent it is us (`doubt.rs`). Down peers stay in
+//!   down others are asked, and if all are silent it is us (`ageing.rs`, `doubt.rs`). Down peers stay in
 //!   the snapshot, so that whoever probes keeps trying them.
 //! - **No ghost comes back.** Who says goodbye is remembered by its epoch, who is forgotten by
 //!   its (epoch, seq), as a tombstone; only something newer lifts it.
@@ -27,6 +27,7 @@
 //! Small changes (a sign of life, a round trip that moved a little) alone do not make a new
 //! snapshot; they are gathered for [`REFRESH`].
 
+mod ageing;
 mod doubt;
 mod entry;
 mod paths;
@@ -359,72 +360,6 @@ impl Table {
             self.sign_of_life(node, Sign::Advert, at);
         }
         Merged::New
-    }
-
-    /// Forgets the peer that has been down longest; false if none is down.
-    fn make_room(&mut self, now: Mono) -> bool {
-        let down = self
-            .entries
-            .iter()
-            .filter(|(_, e)| e.liveness(now) == Liveness::Down);
-        let oldest = down.min_by_key(|(_, e)| e.heard()).map(|(node, _)| *node);
-        if let Some(node) = oldest {
-            self.forget(node, now);
-        }
-        oldest.is_some()
-    }
-
-    fn forget(&mut self, node: NodeId, now: Mono) {
-        if let Some(entry) = self.entries.remove(&node) {
-            self.tombstones.bury(node, entry.mark(), now);
-            self.dirty = true;
-            if entry.was_alive() {
-                self.event(TableEvent::Forgotten(node));
-            }
-        }
-    }
-
-    fn sign_of_life(&mut self, node: NodeId, sign: Sign, now: Mono) {
-        let Some(entry) = self.entries.get_mut(&node) else {
-            return;
-        };
-        let first = !entry.was_alive();
-        if entry.sign_of_life(sign, now) {
-            self.dirty = true;
-        } else {
-            self.refresh_at.get_or_insert(now + REFRESH);
-        }
-        let helped = entry.helps();
-        if first {
-            self.dirty = true;
-            entry.settle(now);
-            self.event(TableEvent::Joined(node));
-        } else {
-            self.settle(node, now);
-        }
-        self.notice_online(now);
-        if !helped {
-            // Now there is somebody to ask about the others.
-            self.doubt_suspects(now);
-        }
-    }
-
-    /// Brings the stored liveness of `node` up to `now` and tells what changed.
-    fn settle(&mut self, node: NodeId, now: Mono) {
-        let Some(entry) = self.entries.get_mut(&node) else {
-            return;
-        };
-        let Some(change) = entry.settle(now) else {
-            return;
-        };
-        let told = entry.was_alive();
-        self.dirty = true;
-        match change {
-            (Liveness::Alive, _) if told => self.event(TableEvent::Back(node)),
-            (Liveness::Suspect, Liveness::Alive) => self.event(TableEvent::Suspect(node)),
-            (Liveness::Down, _) if told => self.event(TableEvent::Down(node)),
-            _ => {}
-        }
     }
 
     fn stranger(&mut self, node: NodeId, now: Mono) -> &mut Paths {

@@ -1,0 +1,118 @@
+//! Stalls that were learned, and hedges that need leave.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod session_bench;
+
+use session_bench::*;
+use std::time::Duration;
+use unamesh_proto::session::{AttemptId, Closed, Config, Effect, Input, Note, Session};
+use unamesh_proto::timeouts::{HEDGE_RETRY, SILENCE_MAX, SILENCE_MIN, STALL_MIN};
+use unamesh_proto::wire::{Draining, ErrorCode, GenFrame};
+
+#[test]
+fn a_stall_is_what_this_engine_was_never_seen_to_take() {
+    let mut bench = Bench::new(&[2], true);
+    let mut slow = candidate(1);
+    slow.learned.gap = Some(Duration::from_millis(1700));
+    bench.peers.clear();
+    bench.error(0, ErrorCode::EngineDown);
+    let config = Config {
+        spliceable: true,
+        ..Config::default()
+    };
+    bench.session = Session::new(config, bench.now);
+    bench.peers = vec![2];
+    assert_eq!(bench.session.poll(), Some(Effect::Rank));
+    bench.input(Input::Candidates(vec![slow]));
+    bench.opened.clear();
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    for _ in 0..33 {
+        bench.pass(Duration::from_millis(50));
+        bench.frame(0, generating());
+    }
+    assert!(bench.opened.is_empty(), "1.65 s is nothing new for it");
+    bench.pass(Duration::from_millis(110));
+    assert_eq!(bench.opened.len(), 1);
+}
+
+#[test]
+fn a_hedge_needs_leave_and_a_retry_or_a_farewell_does_not() {
+    let mut bench = Bench::new(&[1, 2, 3], true);
+    bench.hedges = 0;
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.pass(SILENCE_MIN + HEDGE_RETRY * 2 + Duration::from_millis(1));
+    assert_eq!(bench.opened.len(), 1, "no backup beside a silent one");
+    assert_eq!(bench.asked, 3, "but it keeps asking");
+    assert!(!bench.session.is_waiting(), "no news would help");
+    bench.hedges = 1;
+    bench.pass(HEDGE_RETRY);
+    assert_eq!(bench.opened.len(), 2);
+    assert_eq!(bench.hedges, 0);
+    // The backup breaks: its successor goes in its place, and the token comes back with the
+    // first that takes over.
+    bench.input(Input::Closed(AttemptId(1), Closed::Ended));
+    assert_eq!(bench.opened.len(), 3);
+    bench.accepted(2);
+    bench.token(2, 1, "two ");
+    assert_eq!(bench.hedges, 1);
+
+    bench.hedges = 0;
+    bench.frame(2, GenFrame::Draining(Draining { deadline_ms: 5000 }));
+    assert_eq!(bench.opened.len(), 4, "a planned leave is no hedge");
+    bench.input(Input::Closed(AttemptId(2), Closed::Ended));
+    bench.input(Input::Closed(AttemptId(3), Closed::Ended));
+    assert_eq!(bench.opened.len(), 5, "nor is a retry");
+}
+
+#[test]
+fn a_hedge_that_was_not_needed_is_given_back_or_is_spent() {
+    let mut bench = Bench::new(&[1], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.pass(SILENCE_MIN * 2);
+    assert_eq!((bench.opened.len(), bench.hedges), (1, 2), "nobody else");
+    bench.token(0, 1, "two ");
+    assert_eq!(bench.hedges, 3, "not used");
+    bench.peers.push(2);
+    bench.pass(SILENCE_MAX + Duration::from_millis(1));
+    bench.token(0, 2, "three ");
+    assert_eq!((bench.opened.len(), bench.hedges), (2, 2), "in vain");
+}
+
+#[test]
+fn what_an_engine_took_is_told_at_the_end() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.pass(Duration::from_millis(120));
+    for index in 0..5 {
+        bench.token(0, index, "x ");
+        bench.pass(Duration::from_millis(30));
+    }
+    // It hangs; what nobody waited for counts with the bound that it exceeded.
+    for _ in 0..24 {
+        bench.frame(0, generating());
+        bench.pass(Duration::from_millis(50));
+    }
+    bench.accepted(1);
+    bench.token(1, 5, "y");
+    let (model, observed) = bench
+        .notes
+        .iter()
+        .find_map(|n| match n {
+            Note::Observed {
+                model, observed, ..
+            } => Some((model.clone(), observed.clone())),
+            _ => None,
+        })
+        .unwrap();
+    assert_eq!(model, "m");
+    assert_eq!(observed.first, Some(Duration::from_millis(120)));
+    assert_eq!(observed.gaps.samples(), 5);
+    let longest = observed.gaps.quantile(1.0, 1).unwrap();
+    assert!(
+        longest >= STALL_MIN && longest < STALL_MIN * 11 / 10,
+        "{longest:?}"
+    );
+}
