@@ -15,7 +15,8 @@
 
 use super::engine;
 use super::http::{self, Connection};
-use super::mesh::{Agent, Mesh, Setup, Signal, TestEngine};
+use super::mesh::{Agent, Mesh, Setup};
+use super::process::{Signal, TestEngine};
 use super::stats::{Samples, ms, round};
 use super::{BenchError, Progress, Report};
 use crate::starter::{self, Starter};

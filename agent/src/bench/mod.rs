@@ -9,7 +9,7 @@
 //! - [`faults`]: a killed and a frozen agent.
 //! - [`start`]: how soon a started agent is used, a leaving one no longer.
 //! - [`idle`]: what an agent costs that does nothing.
-//! - [`engine`]: the test engine; [`mesh`], [`http`], [`stats`]: what they share.
+//! - [`engine`]: the test engine; [`process`], [`mesh`], [`http`], [`stats`]: what they share.
 
 pub mod engine;
 pub mod faults;
@@ -17,6 +17,7 @@ pub mod http;
 pub mod idle;
 pub mod mesh;
 pub mod overhead;
+pub mod process;
 pub mod start;
 pub mod stats;
 

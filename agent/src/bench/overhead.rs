@@ -11,7 +11,8 @@
 
 use super::engine::MODEL;
 use super::http::{self, Connection};
-use super::mesh::{Mesh, Setup, TestEngine};
+use super::mesh::{Mesh, Setup};
+use super::process::TestEngine;
 use super::stats::{self, Samples, round};
 use super::{BenchError, Progress, Report};
 use serde_json::{Map, Value, json};

@@ -6,7 +6,8 @@
 
 use super::engine::MODEL;
 use super::http::{self, Connection};
-use super::mesh::{Agent, Mesh, Setup, Signal, TestEngine, until};
+use super::mesh::{Agent, Mesh, Setup};
+use super::process::{Signal, TestEngine, until};
 use super::stats::Samples;
 use super::{BenchError, Progress, Report};
 use serde_json::{Value, json};
