@@ -11,7 +11,7 @@
 //! - A stream that was left for its backup counts with the bound that it exceeded: left out, the
 //!   slowest samples would be missing and the bound would sink from hedge to hedge; with its
 //!   whole wait, a few dead engines would raise it.
-//! - **Ageing**: the counts are halved whenever a sketch is full and after each [`HALF_LIFE`]
+//! - **Ageing**: the counts are halved whenever a sketch is full and after each hour
 //!   without use, so that the last few hundred streams decide and an old picture is doubted.
 //! - **Memory**: a [`Sketch`] is at most 640 bytes, an entry six of them, at most
 //!   [`MAX_LEARNED`] entries: 1 MB.
