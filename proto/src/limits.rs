@@ -59,7 +59,7 @@ pub const MAX_STOPS: usize = 16;
 pub const MAX_STREAMS_PER_PEER: u32 = 1024;
 /// Connections that one peer (one certificate) may hold.
 pub const MAX_CONNECTIONS_PER_PEER: usize = 8;
-/// Connections in all, authenticated or in their handshake.
+/// Connections of members in all.
 pub const MAX_CONNECTIONS: usize = 512;
 /// Bytes that one stream may have in flight towards us: a large prompt flows through it.
 pub const STREAM_WINDOW: u32 = 1024 * 1024;
@@ -79,6 +79,13 @@ pub const MAX_JOINS: usize = 8;
 /// Handshakes at once from addresses that have not proved themselves; beyond it they must
 /// answer a Retry first, so that forged addresses take no place.
 pub const MAX_UNPROVEN_HANDSHAKES: usize = 32;
+/// Handshakes at once, which last seconds at most; more are ignored. They take no place of
+/// [`MAX_CONNECTIONS`], so that a flood of them ends no member's connection and uses up none.
+pub const MAX_HANDSHAKES: usize = 256;
+/// Handshakes at once from one address: many machines behind one router, or agents on one
+/// machine, that start together; and a quarter of what all may have. Above
+/// [`MAX_UNPROVEN_HANDSHAKES`]: packets forged in a member's name never use up its share.
+pub const MAX_HANDSHAKES_PER_ADDRESS: usize = 64;
 /// Large requests of one peer that are read at the same time: times [`MAX_RECORD`], what it
 /// can make us buffer.
 pub const MAX_READS_PER_PEER: usize = 16;

@@ -1,17 +1,18 @@
 //! Accepting connections: bounds first, then the handshake, then one check of membership.
 //!
 //! Whoever sends us packets costs nothing until a connection is accepted; a connection in its
-//! handshake costs one of [`limits::MAX_CONNECTIONS`] for at most [`timeouts::HANDSHAKE`].
-//! While many are in their handshake, an address that has not proved itself is sent a Retry,
-//! so that forged ones take no place at all. After the handshake the certificate says who it
-//! is; one peer may hold [`limits::MAX_CONNECTIONS_PER_PEER`] connections, and QUIC itself
+//! handshake costs one of [`limits::MAX_HANDSHAKES`] for at most [`timeouts::HANDSHAKE`], and
+//! one address may hold a part of them. While many are in their handshake, an address that has
+//! not proved itself is sent a Retry, so that forged ones take no place at all. After the
+//! handshake the certificate says who it is; the [`limits::MAX_CONNECTIONS`] places are for
+//! members alone, of whom each may hold [`limits::MAX_CONNECTIONS_PER_PEER`], and QUIC itself
 //! bounds the streams on each.
 
+use super::handshakes::{Handshake, Handshakes};
 use super::streams;
 use super::{Hooks, Service};
 use quinn::{Connection, Incoming};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use unamesh_client::endpoint::{canonical, close_code, member_of};
@@ -25,7 +26,7 @@ pub(super) struct Listener {
     pub hooks: Arc<dyn Hooks>,
     ca: Vec<u8>,
     places: Arc<Semaphore>,
-    handshakes: AtomicUsize,
+    handshakes: Arc<Handshakes>,
     peers: Mutex<HashMap<NodeId, Held>>,
 }
 
@@ -43,7 +44,7 @@ impl Listener {
             hooks,
             ca,
             places: Arc::new(Semaphore::new(limits::MAX_CONNECTIONS)),
-            handshakes: AtomicUsize::new(0),
+            handshakes: Arc::default(),
             peers: Mutex::default(),
         })
     }
@@ -61,26 +62,31 @@ impl Listener {
     }
 
     fn take(self: &Arc<Self>, incoming: Incoming) {
-        let loaded = self.handshakes.load(Ordering::Relaxed) >= limits::MAX_UNPROVEN_HANDSHAKES;
+        let loaded = self.handshakes.count() >= limits::MAX_UNPROVEN_HANDSHAKES;
         if loaded && !incoming.remote_address_validated() && incoming.may_retry() {
             // It cannot fail: `may_retry` was asked.
             let _ = incoming.retry();
             return;
         }
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            tracing::warn!(from = %incoming.remote_address(), "refused: too many connections");
-            incoming.refuse();
+        let remote = canonical(incoming.remote_address());
+        let Some(handshake) = self.handshakes.begin(remote.ip()) else {
+            // Unanswered, its dialer sends its first packet again in a second, and is let in if
+            // this was but a burst: a machine may run several agents, and a router hide many.
+            tracing::debug!(%remote, "too many handshakes: ignored");
+            incoming.ignore();
             return;
         };
         let listener = Arc::clone(self);
         self.service
             .tasks()
-            .spawn(listener.connection(incoming, place));
+            .spawn(listener.connection(incoming, handshake));
     }
 
-    async fn connection(self: Arc<Self>, incoming: Incoming, _place: OwnedSemaphorePermit) {
+    async fn connection(self: Arc<Self>, incoming: Incoming, handshake: Handshake) {
         let remote = canonical(incoming.remote_address());
-        let Some(connection) = self.shake_hands(incoming).await else {
+        let shaken = self.shake_hands(incoming).await;
+        drop(handshake);
+        let Some(connection) = shaken else {
             return;
         };
         let guest = match self.admit(&connection) {
@@ -105,7 +111,6 @@ impl Listener {
 
     async fn shake_hands(&self, incoming: Incoming) -> Option<Connection> {
         let remote = canonical(incoming.remote_address());
-        self.handshakes.fetch_add(1, Ordering::Relaxed);
         let shaken = async {
             let connecting = incoming.accept()?;
             match tokio::time::timeout(timeouts::HANDSHAKE, connecting).await {
@@ -117,7 +122,6 @@ impl Listener {
             () = self.service.leaving().stopped() => Ok(None),
             shaken = shaken => shaken,
         };
-        self.handshakes.fetch_sub(1, Ordering::Relaxed);
         match shaken {
             Ok(connection) => connection,
             Err(e) => {
@@ -137,6 +141,9 @@ impl Listener {
                 "this node was removed from the mesh".to_owned(),
             ));
         }
+        let place = Arc::clone(&self.places)
+            .try_acquire_owned()
+            .map_err(|_| (ErrorCode::Limit, "too many connections".to_owned()))?;
         let reads = self.enter(member.node).ok_or_else(|| {
             let most = limits::MAX_CONNECTIONS_PER_PEER;
             (
@@ -150,6 +157,7 @@ impl Listener {
             member,
             connection,
             reads,
+            _place: place,
         })
     }
 
@@ -190,6 +198,7 @@ pub(super) struct Guest {
     pub connection: Connection,
     /// Permits for reading large requests.
     pub reads: Arc<Semaphore>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Drop for Guest {

@@ -27,6 +27,7 @@ mod encoder;
 mod gate;
 mod generation;
 mod generations;
+mod handshakes;
 mod journals;
 mod leaving;
 mod listener;
