@@ -16,7 +16,7 @@ use super::addrs;
 use super::findings::{Finding, Findings};
 use super::life::Life;
 use super::links::Links;
-use super::table::{Input, TableHandle};
+use super::table::TableHandle;
 use crate::engine::registry::Registry;
 use crate::serve::Service;
 use crate::swarm::Swarm;
@@ -240,9 +240,7 @@ impl Publisher {
         }
         debug!(seq = self.seq, state = %self.last.state, direct, "advert");
         if !left {
-            outlets
-                .table
-                .tell(Input::Own(Box::new((self.last.clone(), signed))));
+            outlets.table.publish(self.last.clone(), signed);
         }
         if direct {
             outlets.links.push();

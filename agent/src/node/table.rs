@@ -1,5 +1,6 @@
 //! The table's task: the one owner of [`Table`]. Everybody sends it [`Input`]s over a bounded
-//! channel and reads its [`Snapshot`] from a `watch`.
+//! channel and reads its [`Snapshot`] from a `watch`. This node's own word has a `watch` too:
+//! only the newest counts, and nothing may crowd that one out.
 //!
 //! Inputs that wait are taken in together before a snapshot is published, so that a burst (a
 //! start in a large mesh) costs one snapshot and not one an input.
@@ -27,8 +28,6 @@ const BATCH: usize = 128;
 /// What the table learns.
 #[derive(Debug)]
 pub enum Input {
-    /// This node's own newest word.
-    Own(Box<(Advert, SignedAdvert)>),
     /// Another's, verified. `direct`: over its own connection.
     Advert {
         /// The word.
@@ -42,10 +41,14 @@ pub enum Input {
     Hint(NodeId, SocketAddr),
 }
 
+/// What this node says of itself, and the same as signed.
+type OwnWord = Arc<(Advert, SignedAdvert)>;
+
 /// How the rest of the agent reaches the table. Cheap to clone.
 #[derive(Clone)]
 pub struct TableHandle {
     inputs: mpsc::Sender<Input>,
+    own: watch::Sender<Option<OwnWord>>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     counters: Arc<Mutex<Counters>>,
 }
@@ -57,6 +60,12 @@ impl TableHandle {
         if self.inputs.try_send(input).is_err() {
             debug!("the table is behind: an input was dropped");
         }
+    }
+
+    /// Tells the table this node's own newest word. It is never dropped; one that the table
+    /// had not taken in yet gives way to it.
+    pub fn publish(&self, advert: Advert, signed: SignedAdvert) {
+        self.own.send_replace(Some(Arc::new((advert, signed))));
     }
 
     /// The newest snapshot and those to come.
@@ -74,6 +83,7 @@ impl TableHandle {
 pub struct TableTask {
     table: Table,
     inputs: mpsc::Receiver<Input>,
+    own: watch::Receiver<Option<OwnWord>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     counters: Arc<Mutex<Counters>>,
     events: Events,
@@ -85,10 +95,12 @@ pub struct TableTask {
 pub fn table(me: NodeId, events: Events) -> (TableHandle, TableTask) {
     let table = Table::new(Some(me));
     let (sender, inputs) = mpsc::channel(QUEUE);
+    let (own, own_words) = watch::channel(None);
     let (snapshots, snapshot) = watch::channel(table.snapshot());
     let counters = Arc::new(Mutex::new(Counters::default()));
     let handle = TableHandle {
         inputs: sender,
+        own,
         snapshot,
         counters: Arc::clone(&counters),
     };
@@ -97,6 +109,7 @@ pub fn table(me: NodeId, events: Events) -> (TableHandle, TableTask) {
         TableTask {
             table,
             inputs,
+            own: own_words,
             snapshots,
             counters,
             events,
@@ -127,6 +140,7 @@ impl TableTask {
             };
             tokio::select! {
                 () = stop.cancelled() => break,
+                Ok(()) = self.own.changed() => self.take_own(),
                 Some(input) = self.inputs.recv() => self.take(input),
                 Some(report) = reports.recv() => self.report(report),
                 Some((advert, signed)) = gossip.recv() => self.merge(advert, signed, false),
@@ -143,12 +157,16 @@ impl TableTask {
         }
     }
 
+    fn take_own(&mut self) {
+        let word = self.own.borrow_and_update().clone();
+        if let Some(word) = word {
+            let (advert, signed) = Arc::unwrap_or_clone(word);
+            self.table.publish(advert, signed, clock::mono());
+        }
+    }
+
     fn take(&mut self, input: Input) {
         match input {
-            Input::Own(word) => {
-                let (advert, signed) = *word;
-                self.table.publish(advert, signed, clock::mono());
-            }
             Input::Advert {
                 advert,
                 signed,
@@ -237,5 +255,31 @@ impl TableTask {
         }
         self.events
             .emit(what, json!({ "node": node, "name": name }));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::test_support::{Mesh, advert};
+    use super::*;
+    use unamesh_proto::wire::Role;
+
+    #[test]
+    fn own_words_are_not_lost_when_the_table_is_behind() {
+        let me = Mesh::new().member(Role::Agent);
+        let (handle, mut task) = table(me.node(), Events::default());
+        for _ in 0..=QUEUE {
+            handle.tell(Input::Hint(NodeId([9; 32]), ([127, 0, 0, 1], 1).into()));
+        }
+        for seq in [1, 2] {
+            let word = advert(me.node(), seq);
+            handle.publish(word.clone(), me.sign(word));
+        }
+        assert!(task.own.has_changed().unwrap());
+        task.take_own();
+        let snapshot = task.table.changed().unwrap();
+        assert_eq!(snapshot.get(&me.node()).unwrap().advert.seq, 2);
+        assert!(!task.own.has_changed().unwrap());
     }
 }
