@@ -11,8 +11,10 @@ use tokio::sync::{mpsc, watch};
 use tracing::debug;
 use unamesh_client::clock;
 use unamesh_client::identity::{MemberError, verify_member};
+use unamesh_proto::Wall;
 use unamesh_proto::advert::{self, AdvertError};
 use unamesh_proto::table::Snapshot;
+use unamesh_proto::timeouts::ADVERT_WINDOW;
 use unamesh_proto::wire::codec;
 use unamesh_proto::wire::{Advert, NodeState, Record, SignedAdvert};
 
@@ -201,6 +203,9 @@ impl Judge for Verifier {
         match self.open(&signed) {
             Err(_) => Verdict::Reject,
             Ok(advert) if advert.node == self.life.node => Verdict::Ignore,
+            // No table takes it: it goes no further. Nor is it held against the sender, whose
+            // clock may be right where ours is wrong.
+            Ok(advert) if outside_window(&advert) => Verdict::Ignore,
             Ok(advert) => {
                 let known = self
                     .snapshot
@@ -224,6 +229,10 @@ pub fn decode(message: &[u8]) -> Option<SignedAdvert> {
     }
 }
 
+fn outside_window(advert: &Advert) -> bool {
+    clock::wall().abs_diff(Wall::from_millis(advert.wall_ms)) > ADVERT_WINDOW
+}
+
 fn mark(advert: &Advert) -> (u64, u64) {
     (advert.epoch, advert.seq)
 }
@@ -233,8 +242,8 @@ fn mark(advert: &Advert) -> (u64, u64) {
 mod tests {
     use super::super::test_support::{Mesh, advert};
     use super::*;
+    use unamesh_proto::NodeId;
     use unamesh_proto::wire::Role;
-    use unamesh_proto::{NodeId, Wall};
 
     fn verifier(mesh: &Mesh, me: NodeId) -> (Verifier, Findings) {
         let life = Life::new(me, 100, Wall::from_millis(1_000));
@@ -312,6 +321,23 @@ mod tests {
                 "epoch {epoch} at {wall_ms}"
             );
         }
+    }
+
+    #[test]
+    fn what_no_table_takes_is_not_passed_on() {
+        let mesh = Mesh::new();
+        let node = mesh.member(Role::Agent);
+        let (verifier, _) = verifier(&mesh, NodeId([9; 32]));
+        let judge = |wall_ms: u64| {
+            let mut word = advert(node.node(), 1);
+            word.wall_ms = wall_ms;
+            verifier.judge(&codec::to_vec(&node.sign(word)).unwrap())
+        };
+        let now = clock::wall().as_millis();
+        let off = u64::try_from(ADVERT_WINDOW.as_millis()).unwrap() + 60_000;
+        assert!(matches!(judge(now), Verdict::Accept(_)));
+        assert!(matches!(judge(now - off), Verdict::Ignore));
+        assert!(matches!(judge(now + off), Verdict::Ignore));
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub enum SwarmError {
 pub enum Verdict {
     /// A valid advert: taken in and passed on.
     Accept(Box<(Advert, SignedAdvert)>),
-    /// Valid once, but older than what is known: not passed on.
+    /// Valid, but older than what is known, or outside the clock's window: not passed on.
     Ignore,
     /// Not of this mesh, forged or malformed: not passed on, and held against the sender.
     Reject,
