@@ -11,6 +11,7 @@ use crate::engine::registry::Registry;
 use crate::gateway::{Control, ControlError, InviteOptions};
 use crate::serve::Service;
 use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,9 +20,14 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use unamesh_client::clock;
 use unamesh_client::pool::Pool;
-use unamesh_proto::NodeId;
 use unamesh_proto::table::{Liveness, Peer};
 use unamesh_proto::wire::{Addr, NodeState, Role};
+use unamesh_proto::{NodeId, limits};
+
+/// Paths of one peer that are tried at the same time. Each may be a connection of its own, and
+/// the peer lets us hold few of them, our ordinary one included.
+const PATHS_AT_ONCE: usize = 3;
+const _: () = assert!(PATHS_AT_ONCE * 2 < limits::MAX_CONNECTIONS_PER_PEER);
 
 /// The node, as its local API sees it.
 pub struct NodeControl {
@@ -207,7 +213,7 @@ impl Control for NodeControl {
 impl NodeControl {
     async fn ping_peer(&self, peer: &Peer) -> Value {
         let node = peer.advert.node;
-        let paths = join_all(peer.paths.iter().map(|path| async move {
+        let tried = peer.paths.iter().map(|path| async move {
             let probed = self.pool.probe_path(node, path.addr).await;
             let sent = clock::wall();
             let (rtt, skew, error) = match probed {
@@ -226,8 +232,10 @@ impl NodeControl {
                 "error": error,
             });
             (path, skew)
-        }))
-        .await;
+        });
+        // Collected, so that the stream borrows from nothing that moves.
+        let tried: Vec<_> = tried.collect();
+        let paths: Vec<_> = stream::iter(tried).buffered(PATHS_AT_ONCE).collect().await;
         let skew = paths.iter().find_map(|(_, skew)| *skew);
         json!({
             "node": node,
