@@ -14,6 +14,7 @@ mod near;
 pub use keys::{documented_default, unknown_variable};
 pub use load::{ConfigError, Sources};
 
+use crate::engine::http::{UrlError, shown};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -326,13 +327,16 @@ impl Config {
                 );
             }
             match url::Url::parse(&engine.url) {
+                Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                    return bad("url", UrlError::Credentials.to_string());
+                }
                 Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {}
                 _ => {
                     return bad(
                         "url",
                         format!(
                             "{:?} is no base URL; write for example \"http://127.0.0.1:8080\"",
-                            engine.url
+                            shown(&engine.url)
                         ),
                     );
                 }

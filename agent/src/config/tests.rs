@@ -213,8 +213,18 @@ fn engines_are_checked() {
             "[[engine]]\nname=\"a\"\nurl=\"http://h\"\nhealth=\"x\"\n",
             "engine[0].health",
         ),
+        (
+            "[[engine]]\nname=\"a\"\nurl=\"http://me:secret@h\"\n",
+            "engine[0].url",
+        ),
+        (
+            "[[engine]]\nname=\"a\"\nurl=\"me:secret@h\"\n",
+            "engine[0].url",
+        ),
     ] {
-        assert_eq!(check(text).unwrap_err().0, key, "{text}");
+        let (at, message) = check(text).unwrap_err();
+        assert_eq!(at, key, "{text}");
+        assert!(!message.contains("secret"), "{message}");
     }
 }
 

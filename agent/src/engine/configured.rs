@@ -1,7 +1,7 @@
 //! Engines from the configuration: `[[engine]]` entries become adapters, with a process behind
 //! those that have a command.
 
-use super::http::{Http, UrlError};
+use super::http::{Http, UrlError, shown};
 use super::managed::{Command, Managed};
 use super::{Engine, EngineError, EngineInfo, EngineSpec, EngineStream, adapter};
 use crate::config::EngineConfig;
@@ -22,7 +22,7 @@ pub enum EntryError {
     Url {
         /// The engine.
         name: String,
-        /// As written.
+        /// As written, less a name and a password.
         url: String,
         /// What is wrong with it.
         reason: String,
@@ -65,7 +65,7 @@ fn one(
 ) -> Result<Arc<dyn Engine>, EntryError> {
     let wrong = |reason: String| EntryError::Url {
         name: entry.name.clone(),
-        url: entry.url.clone(),
+        url: shown(&entry.url).into_owned(),
         reason,
     };
     let url: Url = entry
@@ -183,6 +183,15 @@ mod tests {
         let text = |entry| build(entry).err().unwrap().to_string();
         assert!(text(entry("8080")).contains("write it like"));
         assert!(text(entry("https://x")).contains("only http://"));
+        for url in [
+            "http://me:secret@h",
+            "https://secret@h",
+            "http://:secret@h:port/",
+        ] {
+            let text = text(entry(url));
+            assert!(!text.contains("secret") && text.contains("...@h"), "{text}");
+        }
+        assert!(text(entry("http://me:secret@h")).contains("api_key_env"));
         let keyed = EngineConfig {
             api_key_env: "UNSET".into(),
             ..entry("http://x")

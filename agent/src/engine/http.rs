@@ -27,6 +27,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use link::Link;
 use serde::de::DeserializeOwned;
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,6 +61,13 @@ pub enum HttpError {
 /// The URL of an engine cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
+    /// It holds a name or a password, which would be shown wherever the URL is. (Not told here:
+    /// this text goes to the log.)
+    #[error(
+        "it holds a user name or password; engines are given keys instead: put it into a \
+         variable of the environment and name that as api_key_env"
+    )]
+    Credentials,
     /// Only `http` is spoken.
     #[error("{0}: only http:// engines are supported; put a TLS engine behind a local proxy")]
     Scheme(Url),
@@ -69,6 +77,19 @@ pub enum UrlError {
     /// The API key holds characters that no header may.
     #[error("the API key of {0} is not a valid header value")]
     Key(Url),
+}
+
+/// `url` as people may see it, be it a URL or not: what stands before its last `@`, where a name
+/// and a password would be, is left out.
+pub(crate) fn shown(url: &str) -> Cow<'_, str> {
+    let Some((hidden, rest)) = url.rsplit_once('@') else {
+        return url.into();
+    };
+    let scheme = hidden.split_once("://").map(|(scheme, _)| scheme);
+    match scheme {
+        Some(scheme) => format!("{scheme}://...@{rest}").into(),
+        None => format!("...@{rest}").into(),
+    }
 }
 
 /// A client of one engine. Cheap to clone; clones share the idle connections.
@@ -104,6 +125,9 @@ impl Http {
     /// # Errors
     /// The URL or the key cannot be used.
     pub fn with_idle(url: &Url, key: Option<&str>, max_idle: usize) -> Result<Http, UrlError> {
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(UrlError::Credentials);
+        }
         if url.scheme() != "http" {
             return Err(UrlError::Scheme(url.clone()));
         }

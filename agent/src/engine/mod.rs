@@ -194,12 +194,12 @@ pub struct EngineSpec {
 }
 
 impl std::fmt::Debug for EngineSpec {
-    /// Without the key.
+    /// Without the key, or a password in the URL.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EngineSpec")
             .field("name", &self.name)
             .field("kind", &self.kind)
-            .field("url", &self.url.as_str())
+            .field("url", &http::shown(self.url.as_str()))
             .field("slots", &self.slots)
             .finish_non_exhaustive()
     }
