@@ -73,7 +73,7 @@ pub const KEYS: &[Key] = keys! {
     "log.format", log.format,
         "\"text\", or \"json\" for one object a line.";
     "runtime.workers", runtime.workers,
-        "Worker threads of the agent. Engines do the computing: two are enough for a home.";
+        "Worker threads of the agent. Engines do the computing: one is enough for a home, and answers soonest.";
 };
 
 /// A key of `[[engine]]`: name, meaning, default as a TOML literal.
