@@ -15,7 +15,7 @@ pub(super) async fn run(context: &Context) -> Result<(), CliError> {
     }
     let mut table =
         Table::new(&["ENGINE", "API", "HEALTH", "BUSY", "QUEUE", "MODELS"]).numbers(&[3, 4]);
-    for engine in engines_of(&engines) {
+    for engine in engines.items() {
         let health = engine.at("health").text();
         let models: Vec<&str> = engine.at("models").items().iter().map(model_name).collect();
         table.row(vec![
@@ -39,11 +39,6 @@ pub(super) async fn run(context: &Context) -> Result<(), CliError> {
         );
     }
     context.out.print(&table.render(&context.out))
-}
-
-/// The engines of an answer.
-pub(super) fn engines_of(answer: &Value) -> &[Value] {
-    answer.at("engines").items()
 }
 
 /// A model is an object with a name, or the name alone.

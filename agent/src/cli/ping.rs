@@ -37,7 +37,7 @@ pub(super) async fn run(context: &Context, args: &PingArgs) -> Result<(), CliErr
 fn show(context: &Context, answer: &Value) -> Result<(), CliError> {
     let mut table =
         Table::new(&["MACHINE", "NODE", "PATH", "ADDRESS", "RTT", "NOTE"]).numbers(&[4]);
-    for peer in peers_of(answer) {
+    for peer in answer.items() {
         let skew = peer
             .at("clock_skew_ms")
             .as_i64()
@@ -84,13 +84,4 @@ fn show(context: &Context, answer: &Value) -> Result<(), CliError> {
         );
     }
     context.out.print(&table.render(&context.out))
-}
-
-/// The answer is an array of peers, or an object that holds it.
-pub(super) fn peers_of(answer: &Value) -> &[Value] {
-    if answer.is_array() {
-        answer.items()
-    } else {
-        answer.at("peers").items()
-    }
 }

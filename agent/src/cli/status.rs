@@ -1,7 +1,6 @@
 //! `unamesh status`: this machine's agent.
 
 use super::context::Context;
-use super::engines::engines_of;
 use super::error::CliError;
 use super::local::Local;
 use super::output::{BOLD, DIM, GOOD, WARN};
@@ -64,7 +63,7 @@ fn render(local: &Local, status: &Value, peers: &Value, engines: &Value) -> Stri
         let _ = write!(seen, ", {} silent", silent.len());
     }
     line("peers", seen);
-    let engines = engines_of(engines);
+    let engines = engines.items();
     let models: usize = engines.iter().map(|e| e.at("models").items().len()).sum();
     line(
         "engines",

@@ -3,11 +3,9 @@
 use super::Finding;
 use super::machine::{clock_fix, no_engine};
 use crate::cli::context::Context;
-use crate::cli::engines::engines_of;
 use crate::cli::error::CliError;
 use crate::cli::local::Local;
 use crate::cli::mesh::Mesh;
-use crate::cli::ping::peers_of;
 use crate::cli::text::{Read, count};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -54,7 +52,7 @@ pub(super) async fn check(
     }
     if !others.is_empty() {
         let answer = local.post("ping", &json!({})).await?;
-        for peer in peers_of(&answer) {
+        for peer in answer.items() {
             findings.extend(unreachable(peer, local.info.quic.port()));
             findings.extend(skewed(peer));
         }
@@ -182,7 +180,7 @@ fn skewed(peer: &Value) -> Option<Finding> {
 }
 
 fn engines(context: &Context, answer: &Value, findings: &mut Vec<Finding>) {
-    let engines = engines_of(answer);
+    let engines = answer.items();
     if engines.is_empty() {
         findings.push(no_engine());
     }
@@ -253,11 +251,11 @@ mod tests {
     fn engines_that_cannot_answer_are_found() {
         let context = Context::new(crate::cli::args::Global::default());
         let mut findings = Vec::new();
-        let answer = json!({"engines": [
+        let answer = json!([
             {"name": "a", "kind": "ollama", "health": "ok", "models": []},
             {"name": "b", "kind": "llama.cpp", "health": "down", "models": []},
             {"name": "c", "kind": "llama.cpp", "health": "busy", "models": [{"name": "m"}]},
-        ]});
+        ]);
         engines(&context, &answer, &mut findings);
         let levels: Vec<Level> = findings.iter().map(|f| f.level).collect();
         assert_eq!(levels, [Level::Warn, Level::Fail, Level::Fine]);
