@@ -87,6 +87,13 @@ impl Table {
         }
     }
 
+    /// Who came may be the helper that a suspect waited for, or, heard of long ago, the last of
+    /// those who are silent: both are due at once.
+    pub(super) fn consult(&mut self, now: Mono) {
+        self.notice_cut_off(now);
+        self.doubt_suspects(now);
+    }
+
     /// When the next suspect is to be asked about.
     pub(super) fn next_doubt(&self) -> Option<Mono> {
         let askable = !self.cut_off && self.entries.values().any(|e| e.helps());

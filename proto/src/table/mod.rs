@@ -125,6 +125,7 @@ impl Table {
             Merged::Full => &mut c.full,
             Merged::Twin => &mut c.twin,
         } += 1;
+        self.consult(now);
         merged
     }
 
@@ -199,6 +200,7 @@ impl Table {
         } else {
             self.stranger(node, now).ok(addr, rtt, now);
         }
+        self.consult(now);
     }
 
     /// A probe over `addr` was not answered. If no other path is known to work, the peer is
