@@ -270,6 +270,32 @@ pub struct ClientConfig {
 }
 
 /// A member's view of the mesh, and the way to put requests to it. Cheap to clone.
+///
+/// ```no_run
+/// use futures_util::StreamExt;
+/// use std::time::Duration;
+/// use unamesh_client::client::{ClientConfig, Event, MeshClient, Request};
+///
+/// # async fn ask() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = MeshClient::connect(ClientConfig {
+///     state_dir: "papers".into(), // what `unamesh join` made
+///     seeds: Vec::new(),
+///     mdns: true,
+/// })?;
+/// client.ready(1, Duration::from_secs(3)).await;
+/// let messages = r#"[{"role": "user", "content": "Hello"}]"#;
+/// let mut answer = client.generate(Request::chat("mistral:7b", messages));
+/// while let Some(event) = answer.next().await {
+///     match event {
+///         Event::Token { text, .. } => print!("{text}"),
+///         Event::PeerChanged { from, to, .. } => eprintln!("[{} -> {}]", from.name, to.name),
+///         Event::Failed(error) => return Err(error.into()),
+///         _ => {}
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct MeshClient {
     shared: Arc<Shared>,

@@ -10,7 +10,18 @@ use std::str::FromStr;
 /// `.internal` is reserved for private use (ICANN resolution 2024.07.29.06).
 pub const DNS_SUFFIX: &str = "unamesh.internal";
 
-/// A node's Ed25519 public key. Its text form is base32 (RFC 4648, lower case, no padding):
+/// A node's Ed25519 public key.
+///
+/// ```
+/// use unamesh_proto::NodeId;
+///
+/// let node = NodeId([7; 32]);
+/// assert_eq!(node.to_string().parse(), Ok(node));
+/// assert_eq!(node.dns_name(), format!("{node}.unamesh.internal"));
+/// assert!("not a node".parse::<NodeId>().is_err());
+/// ```
+///
+/// Its text form is base32 (RFC 4648, lower case, no padding):
 /// 52 characters, one DNS label.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct NodeId(pub [u8; 32]);

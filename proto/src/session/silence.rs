@@ -10,6 +10,20 @@ use crate::timeouts::{PROGRESS_EVERY, SILENCE_MAX, SILENCE_MIN};
 use std::time::Duration;
 
 /// The learned lateness of one path.
+///
+/// ```
+/// use std::time::Duration;
+/// use unamesh_proto::session::Silence;
+/// use unamesh_proto::timeouts::{SILENCE_MAX, SILENCE_MIN};
+///
+/// let mut path = Silence::default();
+/// assert_eq!(path.bound(), SILENCE_MIN);
+/// for _ in 0..20 {
+///     path.observe(Duration::from_millis(20)); // a token each 20 ms
+///     path.observe(Duration::from_millis(380)); // and a stall of the Wi-Fi
+/// }
+/// assert_eq!(path.bound(), SILENCE_MAX);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Silence {
     mean_us: f32,

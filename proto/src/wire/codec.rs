@@ -121,6 +121,20 @@ pub fn encode<R: Record>(record: &R, out: &mut Vec<u8>) -> Result<(), DecodeErro
 
 /// `record` as header and body.
 ///
+/// ```
+/// use unamesh_proto::wire::{Probe, Record, codec};
+///
+/// let probe = Probe { nonce: 7, wall_ms: 0 };
+/// let mut bytes = codec::to_vec(&probe)?;
+/// assert_eq!(codec::split(&bytes[..4])?, None, "incomplete: wait for more");
+///
+/// bytes.extend_from_slice(b"next");
+/// let (kind, body, rest) = codec::split(&bytes)?.unwrap_or_default();
+/// assert_eq!((kind, rest), (Probe::KIND, &b"next"[..]));
+/// assert_eq!(codec::body::<Probe>(body)?, probe);
+/// # Ok::<(), codec::DecodeError>(())
+/// ```
+///
 /// # Errors
 /// As [`encode`].
 pub fn to_vec<R: Record>(record: &R) -> Result<Vec<u8>, DecodeError> {
