@@ -1,5 +1,6 @@
 //! [`MeshClient`]: the public API.
 
+use crate::activity::Activity;
 use crate::clock;
 use crate::driver::Generation;
 use crate::endpoint::{self, EndpointError};
@@ -12,10 +13,12 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use unamesh_proto::NodeId;
+use unamesh_proto::breaker::Standing;
+use unamesh_proto::hedge::Counts;
 use unamesh_proto::rank::{Need, Ranking};
 use unamesh_proto::session::Seam;
 use unamesh_proto::table::Snapshot;
@@ -398,6 +401,29 @@ impl MeshClient {
             ..request.need(None)
         };
         self.shared.rank(&need, clock::mono())
+    }
+
+    /// What happens behind the answers from now on. A listener that is more than
+    /// [`BACKLOG`](crate::activity::BACKLOG) behind misses the oldest and is told so
+    /// ([`RecvError::Lagged`](broadcast::error::RecvError::Lagged)).
+    pub fn activity(&self) -> broadcast::Receiver<Activity> {
+        self.shared.activity.subscribe()
+    }
+
+    /// What came of the hedges so far, and how many may start now.
+    pub fn hedges(&self) -> (Counts, u32) {
+        self.shared.hedges()
+    }
+
+    /// The engines that failed lately, with whose they are and how they are called: their
+    /// breakers are open or half-open.
+    pub fn breakers(&self) -> Vec<(PeerRef, String, Standing)> {
+        let standing = self.shared.breakers(clock::mono()).into_iter();
+        let named = standing.map(|s| {
+            let engine = self.shared.engine(s.node, s.engine);
+            (self.shared.peer(s.node), engine, s)
+        });
+        named.collect()
     }
 
     /// Closes a stand-alone client and waits for its tasks, at most

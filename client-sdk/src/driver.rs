@@ -7,7 +7,8 @@
 //! re-armed lazily: every frame moves the deadlines back, but the timer wheel is only touched
 //! when the old deadline fires.
 
-use crate::client::{ClientError, Event, PeerRef, Request};
+use crate::activity::{Activity, RequestId};
+use crate::client::{ClientError, Event, Request};
 use crate::clock;
 use crate::memory::Shared;
 use crate::transport::{BoxFuture, FrameStream, LinkError, Open};
@@ -18,11 +19,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::sync::watch;
 use tokio::time::Sleep;
-use unamesh_proto::session::{
-    AttemptId, Closed, Effect, Failure, How, Input, Note, Output, Session,
-};
+use unamesh_proto::session::{AttemptId, Closed, Effect, Failure, How, Input, Output, Session};
 use unamesh_proto::table::{Liveness, Snapshot};
-use unamesh_proto::wire::{GenerateRequest, NodeState};
+use unamesh_proto::wire::{GenFrame, GenerateRequest, NodeState};
 use unamesh_proto::{Mono, NodeId};
 
 type Table = watch::Receiver<Arc<Snapshot>>;
@@ -31,6 +30,8 @@ type Table = watch::Receiver<Arc<Snapshot>>;
 /// Dropping it cancels the request at once, down to the engine.
 pub struct Generation {
     shared: Arc<Shared>,
+    /// For logs and [`Activity`].
+    id: RequestId,
     request: Arc<Request>,
     session: Session,
     links: Vec<Link>,
@@ -60,6 +61,7 @@ impl Generation {
         let news = news(shared.table.clone());
         let mut generation = Generation {
             session: Session::new(config, clock::mono()),
+            id: RequestId::random(),
             request: Arc::new(request),
             links: Vec::with_capacity(2),
             events: VecDeque::new(),
@@ -72,6 +74,11 @@ impl Generation {
         };
         generation.perform();
         generation
+    }
+
+    /// Names this request in logs and [`Activity`].
+    pub fn id(&self) -> RequestId {
+        self.id
     }
 
     /// Stops the request; the terminal event is [`ClientError::Cancelled`].
@@ -115,7 +122,7 @@ impl Generation {
                 }
                 Effect::Reset(attempt) => self.links.retain(|l| l.attempt != attempt),
                 Effect::Emit(output) => self.emit(output),
-                Effect::Note(note) => self.note(&note),
+                Effect::Note(note) => self.shared.note(self.id, &note, clock::mono()),
             }
         }
     }
@@ -150,7 +157,7 @@ impl Generation {
             Output::Started { node, why } => {
                 self.shared.stick(self.request.session, node);
                 Event::Started {
-                    peer: self.peer(node),
+                    peer: self.shared.peer(node),
                     why,
                 }
             }
@@ -179,16 +186,23 @@ impl Generation {
                 reason,
             } => {
                 self.shared.stick(self.request.session, to);
-                let (from, to) = (self.peer(from), self.peer(to));
-                let reason = reason.to_string();
-                tracing::info!(from = %from.name, to = %to.name, ?seam, ?gap, %reason, "peer changed");
+                let (from, to) = (self.shared.peer(from), self.shared.peer(to));
+                self.shared.tell(Activity::PeerChanged {
+                    request: self.id,
+                    from: from.clone(),
+                    to: to.clone(),
+                    seam,
+                    gap,
+                    backup_ttft,
+                    reason: reason.clone(),
+                });
                 Event::PeerChanged {
                     from,
                     to,
                     seam,
                     gap,
                     backup_ttft,
-                    reason,
+                    reason: reason.to_string(),
                 }
             }
             Output::Done { finish, usage } => Event::Done { finish, usage },
@@ -199,58 +213,38 @@ impl Generation {
 
     fn error(&mut self, failure: Failure) -> ClientError {
         let delivered = std::mem::take(&mut self.text);
-        let tokens = self.tokens;
+        let (request, tokens) = (self.id, self.tokens);
         match failure {
             Failure::NoPeer => self.shared.nobody_has(&self.request),
             Failure::Busy { retry_after } => ClientError::Busy { retry_after },
             Failure::Refused(error) => ClientError::from(error),
-            Failure::Interrupted { reason } => ClientError::Interrupted {
-                delivered,
-                tokens,
-                reason: reason.to_string(),
-            },
-            Failure::Incomplete { reason } => ClientError::Incomplete {
-                delivered,
-                tokens,
-                reason: reason.to_string(),
-            },
+            Failure::Interrupted { reason } => {
+                let words = reason.to_string();
+                self.shared.tell(Activity::Interrupted {
+                    request,
+                    tokens,
+                    reason,
+                });
+                ClientError::Interrupted {
+                    delivered,
+                    tokens,
+                    reason: words,
+                }
+            }
+            Failure::Incomplete { reason } => {
+                let words = reason.to_string();
+                self.shared.tell(Activity::Incomplete {
+                    request,
+                    tokens,
+                    reason,
+                });
+                ClientError::Incomplete {
+                    delivered,
+                    tokens,
+                    reason: words,
+                }
+            }
             Failure::Cancelled => ClientError::Cancelled,
-        }
-    }
-
-    fn note(&self, note: &Note) {
-        match note {
-            Note::Suspect {
-                node,
-                reason,
-                silent,
-            } => {
-                tracing::info!(peer = %node.short(), %reason, ?silent, "suspect");
-            }
-            Note::Backup { node, after } => {
-                tracing::info!(peer = %node.short(), ?after, "backup dispatched");
-            }
-            Note::AttemptFailed {
-                node,
-                engine,
-                reason,
-            } => {
-                tracing::info!(peer = %node.short(), engine, %reason, "attempt failed");
-            }
-            Note::Succeeded { .. }
-            | Note::HedgeRefund
-            | Note::Observed { .. }
-            | Note::Learned { .. } => {}
-        }
-        self.shared.note(note, clock::mono());
-    }
-
-    fn peer(&self, node: NodeId) -> PeerRef {
-        let snapshot = self.shared.table.borrow();
-        let name = snapshot.get(&node).map(|p| p.advert.name.clone());
-        PeerRef {
-            node,
-            name: name.unwrap_or_else(|| node.short()),
         }
     }
 
@@ -272,7 +266,16 @@ impl Generation {
                 },
                 LinkState::Open(frames) => match frames.poll_frame(cx) {
                     Poll::Pending => continue,
-                    Poll::Ready(Some(Ok(frame))) => Input::Frame(attempt, frame),
+                    Poll::Ready(Some(Ok(frame))) => {
+                        if let GenFrame::Accepted(accepted) = &frame {
+                            // The other side's log names the generation alone.
+                            tracing::debug!(
+                                request = %self.id, peer = %link.node.short(),
+                                generation = ?accepted.generation, "accepted"
+                            );
+                        }
+                        Input::Frame(attempt, frame)
+                    }
                     Poll::Ready(Some(Err(error))) => self.close(at, error),
                     Poll::Ready(None) => {
                         self.links.remove(at);
@@ -288,7 +291,7 @@ impl Generation {
 
     fn close(&mut self, at: usize, error: LinkError) -> Input {
         let link = self.links.remove(at);
-        tracing::debug!(peer = %link.node.short(), %error, "stream closed");
+        tracing::debug!(request = %self.id, peer = %link.node.short(), %error, "stream closed");
         let closed = match error {
             LinkError::Unreachable { reason, .. } => Closed::Unreachable(reason),
             LinkError::Lost(reason) => Closed::Lost(reason),

@@ -7,12 +7,14 @@
 //! - [`pool`]: one warm connection a peer, dialed over all of its paths at once.
 //! - [`transport`]: how a request reaches a peer (QUIC, or in process on an agent).
 //! - [`driver`]: performs what `unamesh_proto::session` decides.
+//! - [`activity`]: what happens behind the answers, for logs and consoles.
 //! - [`client`]: [`MeshClient`](client::MeshClient), the public API.
 //! - `memory`: what a client remembers from request to request.
 //! - [`watch`]: the peer table of a client that is no gossip member.
 //! - [`invite`], [`join`]: becoming a member.
 #![cfg_attr(feature = "mdns", doc = "- [`mdns`]: DNS-SD announcing and browsing.")]
 
+pub mod activity;
 pub mod client;
 pub mod clock;
 pub mod driver;

@@ -4,14 +4,15 @@
 //! The rules are all in `unamesh_proto` (`breaker`, `stalls`, `hedge`, `session`); here they
 //! share one lock, taken when a request starts, is dispatched or ends, never per token.
 
-use crate::client::{ClientError, Request};
+use crate::activity::{self, Activity, RequestId};
+use crate::client::{ClientError, PeerRef, Request};
 use crate::clock;
 use crate::transport::Transport;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
-use unamesh_proto::breaker::Breakers;
-use unamesh_proto::hedge::Hedges;
+use tokio::sync::{broadcast, watch};
+use unamesh_proto::breaker::{Breakers, Standing};
+use unamesh_proto::hedge::{Counts, Hedges};
 use unamesh_proto::rank::{Need, Ranking, near_names, rank};
 use unamesh_proto::session::{Config, Note, Silence};
 use unamesh_proto::stalls::Stalls;
@@ -20,10 +21,13 @@ use unamesh_proto::{Mono, NodeId, limits};
 
 /// Conversations whose peer is remembered; the oldest half goes when it is full.
 const MAX_SESSIONS: usize = 1024;
+
 /// What all requests of one client share.
 pub(crate) struct Shared {
     pub table: watch::Receiver<Arc<Snapshot>>,
     pub transport: Arc<dyn Transport>,
+    /// Who wants to know what happens; nobody has to.
+    pub activity: broadcast::Sender<Activity>,
     memory: Mutex<Memory>,
 }
 
@@ -42,6 +46,7 @@ impl Shared {
         Shared {
             table,
             transport,
+            activity: broadcast::Sender::new(activity::BACKLOG),
             memory: Mutex::default(),
         }
     }
@@ -92,12 +97,119 @@ impl Shared {
         }
     }
 
-    /// Takes in what a session found out.
-    pub fn note(&self, note: &Note, now: Mono) {
+    /// Logs `activity` and tells whoever listens.
+    pub fn tell(&self, activity: Activity) {
+        activity.log();
+        if self.activity.receiver_count() > 0 {
+            // Fails only if the last listener went in this moment.
+            let _ = self.activity.send(activity);
+        }
+    }
+
+    /// `node` as people know it.
+    pub fn peer(&self, node: NodeId) -> PeerRef {
+        let snapshot = self.table.borrow();
+        let name = snapshot.get(&node).map(|p| p.advert.name.clone());
+        PeerRef {
+            node,
+            name: name.unwrap_or_else(|| node.short()),
+        }
+    }
+
+    /// The name of an engine of `node`.
+    pub fn engine(&self, node: NodeId, engine: u16) -> String {
+        let snapshot = self.table.borrow();
+        let peer = snapshot.get(&node);
+        let known = peer.and_then(|p| p.advert.engines.get(usize::from(engine)));
+        known.map_or_else(|| format!("engine {engine}"), |e| e.name.clone())
+    }
+
+    /// What came of the hedges so far, and how many may start now.
+    pub fn hedges(&self) -> (Counts, u32) {
+        let hedges = &self.memory().hedges;
+        (hedges.counts(), hedges.left())
+    }
+
+    /// The breakers that are not closed.
+    pub fn breakers(&self, now: Mono) -> Vec<Standing> {
+        self.memory().breakers.standing(now).collect()
+    }
+
+    /// Takes in what the session of `request` found out.
+    pub fn note(&self, request: RequestId, note: &Note, now: Mono) {
+        let changed = self.take_in(note, now);
+        if let Some(activity) = self.activity_of(request, note) {
+            self.tell(activity);
+        }
+        if let Some(standing) = changed {
+            self.tell_breaker(standing);
+        }
+    }
+
+    fn tell_breaker(&self, standing: Standing) {
+        self.tell(Activity::Breaker {
+            peer: self.peer(standing.node),
+            engine: self.engine(standing.node, standing.engine),
+            state: standing.state,
+            reason: standing.reason,
+        });
+    }
+
+    /// What a note says to people; `None` for statistics.
+    fn activity_of(&self, request: RequestId, note: &Note) -> Option<Activity> {
+        Some(match note {
+            Note::Suspect {
+                node,
+                reason,
+                silent,
+            } => Activity::Suspect {
+                request,
+                peer: self.peer(*node),
+                reason: reason.clone(),
+                silent: *silent,
+            },
+            Note::Backup { node, after, hedge } => Activity::Backup {
+                request,
+                peer: self.peer(*node),
+                after: *after,
+                hedge: *hedge,
+            },
+            Note::Reattached { node, after } => Activity::Reattached {
+                request,
+                peer: self.peer(*node),
+                gap: *after,
+            },
+            Note::AttemptFailed {
+                node,
+                engine,
+                reason,
+            } => Activity::AttemptFailed {
+                request,
+                peer: self.peer(*node),
+                engine: self.engine(*node, *engine),
+                reason: reason.clone(),
+            },
+            Note::HedgeInVain { node } => {
+                let (counts, left) = self.hedges();
+                Activity::HedgeInVain {
+                    request,
+                    peer: self.peer(*node),
+                    counts,
+                    left,
+                }
+            }
+            Note::Succeeded { .. }
+            | Note::HedgeRefund
+            | Note::Observed { .. }
+            | Note::Learned { .. } => return None,
+        })
+    }
+
+    /// Keeps what a note teaches. Returns the breaker that it changed.
+    fn take_in(&self, note: &Note, now: Mono) -> Option<Standing> {
         let mut memory = self.memory();
-        memory.breakers.note(note, &mut rand::rng(), now);
+        memory.hedges.note(note);
         match note {
-            Note::HedgeRefund => memory.hedges.refund(),
             Note::Learned { node, silence } => {
                 memory.silences.insert(*node, *silence);
                 if memory.silences.len() > limits::MAX_PEERS {
@@ -112,11 +224,15 @@ impl Shared {
             } => memory.stalls.learn(*node, model, observed, now),
             _ => {}
         }
+        memory.breakers.note(note, &mut rand::rng(), now)
     }
 
     /// A request goes out to an engine.
     pub fn dispatched(&self, node: NodeId, engine: u16, now: Mono) {
-        self.memory().breakers.dispatched(node, engine, now);
+        let trial = self.memory().breakers.dispatched(node, engine, now);
+        if let Some(standing) = trial {
+            self.tell_breaker(standing);
+        }
     }
 
     /// The peers that can serve `need`, those that failed lately last, each with what was

@@ -49,6 +49,32 @@ pub enum State {
     Trial,
 }
 
+impl State {
+    /// Its stable name: a trial is `half_open` too.
+    pub const fn name(self) -> &'static str {
+        match self {
+            State::Closed => "closed",
+            State::Open(_) => "open",
+            State::HalfOpen | State::Trial => "half_open",
+        }
+    }
+}
+
+/// How one breaker stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whose engine.
+    pub node: NodeId,
+    /// Which of them.
+    pub engine: u16,
+    /// What may be asked of it.
+    pub state: State,
+    /// The failure that is held against it; `None` once it is closed.
+    pub reason: Option<Reason>,
+    /// How long ago that was.
+    pub ago: Duration,
+}
+
 /// One that is not closed.
 #[derive(Clone, Debug)]
 struct Breaker {
@@ -69,29 +95,38 @@ pub struct Breakers {
 }
 
 impl Breakers {
-    /// Takes in what a session found out.
-    pub fn note(&mut self, note: &Note, rng: &mut impl Rng, now: Mono) {
+    /// Takes in what a session found out. Returns the breaker that opened or closed by it.
+    pub fn note(&mut self, note: &Note, rng: &mut impl Rng, now: Mono) -> Option<Standing> {
         match note {
             Note::Succeeded { node, engine, .. } => self.succeeded(*node, *engine),
             Note::AttemptFailed {
                 node,
                 engine,
                 reason,
-            } => match counts(reason) {
-                true => self.failed(*node, *engine, reason, rng, now),
-                false => self.answered(*node, *engine),
-            },
-            _ => {}
+            } if counts(reason) => self.failed(*node, *engine, reason, rng, now),
+            Note::AttemptFailed { node, engine, .. } => {
+                self.answered(*node, *engine);
+                None
+            }
+            _ => None,
         }
     }
 
-    /// A request goes out to it: of a half-open one, this is the trial.
-    pub fn dispatched(&mut self, node: NodeId, engine: u16, now: Mono) {
-        if self.state(node, engine, now) == State::HalfOpen
-            && let Some(breaker) = self.troubled.get_mut(&(node, engine))
-        {
-            breaker.trial = Some(now + BREAKER_TRIAL);
+    /// A request goes out to it: of a half-open one, this is the trial, whose breaker is
+    /// returned.
+    pub fn dispatched(&mut self, node: NodeId, engine: u16, now: Mono) -> Option<Standing> {
+        if self.state(node, engine, now) != State::HalfOpen {
+            return None;
         }
+        let breaker = self.troubled.get_mut(&(node, engine))?;
+        breaker.trial = Some(now + BREAKER_TRIAL);
+        Some(breaker.standing(node, engine, now))
+    }
+
+    /// Those that are not closed.
+    pub fn standing(&self, now: Mono) -> impl Iterator<Item = Standing> + '_ {
+        let all = self.troubled.iter();
+        all.map(move |((node, engine), b)| b.standing(*node, *engine, now))
     }
 
     /// What may be asked of it at `now`.
@@ -134,9 +169,9 @@ impl Breakers {
         reason: &Reason,
         rng: &mut impl Rng,
         now: Mono,
-    ) {
+    ) -> Option<Standing> {
         let relapses = match self.troubled.get(&(node, engine)) {
-            Some(b) if matches!(b.state(now), State::Open(_)) => return,
+            Some(b) if matches!(b.state(now), State::Open(_)) => return None,
             Some(b) if now.since(b.failed_at) < BREAKER_FORGET => b.relapses.saturating_add(1),
             _ => 0,
         };
@@ -150,12 +185,21 @@ impl Breakers {
             until: now + backoff.mul_f64(rng.random_range(0.75..1.25)),
             trial: None,
         };
+        let standing = breaker.standing(node, engine, now);
         self.troubled.insert((node, engine), breaker);
         self.make_room(now);
+        Some(standing)
     }
 
-    fn succeeded(&mut self, node: NodeId, engine: u16) {
-        self.troubled.remove(&(node, engine));
+    fn succeeded(&mut self, node: NodeId, engine: u16) -> Option<Standing> {
+        self.troubled.remove(&(node, engine))?;
+        Some(Standing {
+            node,
+            engine,
+            state: State::Closed,
+            reason: None,
+            ago: Duration::ZERO,
+        })
     }
 
     /// It answered, but neither well nor badly (busy, leaving): whoever comes next may try.
@@ -183,6 +227,16 @@ impl Breakers {
 }
 
 impl Breaker {
+    fn standing(&self, node: NodeId, engine: u16, now: Mono) -> Standing {
+        Standing {
+            node,
+            engine,
+            state: self.state(now),
+            reason: Some(self.reason.clone()),
+            ago: now.since(self.failed_at),
+        }
+    }
+
     fn state(&self, now: Mono) -> State {
         if now < self.until {
             State::Open(self.until.since(now))

@@ -13,12 +13,27 @@
 //! are no hedges: no engine works twice for them.
 
 use crate::limits::{HEDGE_BURST, HEDGE_SHARE};
+use crate::session::Note;
 
 /// The bucket of one client.
 #[derive(Clone, Debug)]
 pub struct Hedges {
     /// In parts of a hedge: each request adds one, a hedge takes [`HEDGE_SHARE`].
     level: u32,
+    counts: Counts,
+}
+
+/// What came of all hedges so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Requests of callers.
+    pub requests: u64,
+    /// Hedges that were dispatched beside them.
+    pub started: u64,
+    /// Hedges that cost nothing: they took over, or were not needed after all.
+    pub refunded: u64,
+    /// Hedges whose original went on: the extra load.
+    pub in_vain: u64,
 }
 
 impl Default for Hedges {
@@ -32,12 +47,34 @@ impl Hedges {
     pub fn new(hedges: u32) -> Self {
         Hedges {
             level: hedges.min(HEDGE_BURST) * HEDGE_SHARE,
+            counts: Counts::default(),
         }
     }
 
     /// A request begins.
     pub fn request(&mut self) {
+        self.counts.requests += 1;
         self.add(1);
+    }
+
+    /// Takes in what a session did with a hedge.
+    pub fn note(&mut self, note: &Note) {
+        match note {
+            Note::Backup { hedge: true, .. } => self.counts.started += 1,
+            Note::HedgeRefund => self.refund(),
+            Note::HedgeInVain { .. } => self.counts.in_vain += 1,
+            _ => {}
+        }
+    }
+
+    /// What came of them.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Hedges that may start now.
+    pub fn left(&self) -> u32 {
+        self.level / HEDGE_SHARE
     }
 
     /// Takes a hedge out, if there is one.
@@ -49,6 +86,7 @@ impl Hedges {
 
     /// A hedge that was taken took over, or was not used: it cost nothing.
     pub fn refund(&mut self) {
+        self.counts.refunded += 1;
         self.add(HEDGE_SHARE);
     }
 

@@ -71,6 +71,8 @@ pub enum Command {
     Why(WhyArgs),
     /// Measure the round trip to other machines over every path
     Ping(PingArgs),
+    /// Follow what happens: suspicions, backups, migrations, peers, engines (until Ctrl-C)
+    Events,
     /// Let this machine finish what it does and leave the mesh
     Drain(DrainArgs),
     /// Find what is wrong, and how to repair it

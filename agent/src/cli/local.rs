@@ -84,11 +84,16 @@ impl Local {
     /// The agent does not answer, or refuses.
     pub async fn lines(&self, path: &str, body: &Value) -> Result<Lines, CliError> {
         let (response, connection) = self.send(Method::POST, path, Some(body)).await?;
-        Ok(Lines {
-            body: response.into_body(),
-            buffer: BytesMut::new(),
-            _connection: connection,
-        })
+        Ok(Lines::of(response, connection))
+    }
+
+    /// `GET /unamesh/v1/{path}` whose answer is a stream of server-sent events.
+    ///
+    /// # Errors
+    /// The agent does not answer, or refuses.
+    pub async fn follow(&self, path: &str) -> Result<Lines, CliError> {
+        let (response, connection) = self.send(Method::GET, path, None).await?;
+        Ok(Lines::of(response, connection))
     }
 
     async fn answer(
@@ -273,7 +278,7 @@ async fn collect(response: Response<Incoming>) -> Result<Bytes, CliError> {
     }
 }
 
-/// A streamed answer, line by line.
+/// A streamed answer, line by line: JSON, or the data of server-sent events.
 pub struct Lines {
     body: Incoming,
     buffer: BytesMut,
@@ -281,6 +286,14 @@ pub struct Lines {
 }
 
 impl Lines {
+    fn of(response: Response<Incoming>, connection: JoinSet<()>) -> Self {
+        Lines {
+            body: response.into_body(),
+            buffer: BytesMut::new(),
+            _connection: connection,
+        }
+    }
+
     /// The next line as JSON; `None` after the last.
     ///
     /// # Errors
@@ -289,10 +302,12 @@ impl Lines {
         loop {
             if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
                 let line = self.buffer.split_to(end + 1);
-                if line.trim_ascii().is_empty() {
+                // No JSON begins with a colon, as a comment between server-sent events does.
+                if line.trim_ascii().is_empty() || line.starts_with(b":") {
                     continue;
                 }
-                return serde_json::from_slice(&line)
+                let json = line.strip_prefix(b"data: ").unwrap_or(&line);
+                return serde_json::from_slice(json)
                     .map(Some)
                     .map_err(|e| CliError::new("protocol", format!("a line is no JSON: {e}")));
             }

@@ -21,6 +21,7 @@ mod doctor;
 mod drain;
 mod engines;
 pub mod error;
+mod events;
 mod init;
 mod invite;
 mod join;
@@ -79,6 +80,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Ping(args) => client(ping::run(context, &args)),
         Command::Chat(args) => client(chat::run(context, args)),
         Command::Invite(args) => client(invite::run(context, &args)),
+        Command::Events => client(events::run(context)),
         Command::Drain(args) => client(drain::run(context, &args)),
         Command::Doctor => client(doctor::run(context)),
         Command::Demo(args) => client(demo::run(context, &args)),

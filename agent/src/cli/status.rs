@@ -73,13 +73,22 @@ fn render(local: &Local, status: &Value, peers: &Value, engines: &Value) -> Stri
             count(models, "model")
         ),
     );
-    line(
-        "active",
-        count(
-            usize::try_from(status.at("active").number()).unwrap_or(0),
-            "answer",
-        ),
-    );
+    line("active", count(number(status.at("active")), "answer"));
+    let hedges = status.at("hedges");
+    if hedges.at("started").number() > 0 {
+        line(
+            "hedges",
+            format!(
+                "{} in {}, {} in vain",
+                hedges.at("started").number(),
+                count(number(hedges.at("requests")), "request"),
+                hedges.at("in_vain").number(),
+            ),
+        );
+    }
+    for breaker in status.at("breakers").items() {
+        line("breaker", self::breaker(breaker));
+    }
     if let Some(me) = peers
         .items()
         .iter()
@@ -88,6 +97,26 @@ fn render(local: &Local, status: &Value, peers: &Value, engines: &Value) -> Stri
         line("hardware", hardware(me.at("hardware")));
     }
     text
+}
+
+fn number(value: &Value) -> usize {
+    usize::try_from(value.number()).unwrap_or(0)
+}
+
+/// An engine that failed lately, and what follows.
+fn breaker(breaker: &Value) -> String {
+    let follows = match breaker.at("open_ms").as_u64() {
+        Some(left) => format!("last choice for {} s more", left.div_ceil(1000)),
+        None => "may be tried again".to_owned(),
+    };
+    format!(
+        "{WARN}{}{WARN:#} {} on {}: failed {} ago ({}), {follows}",
+        breaker.at("state").text().replace('_', "-"),
+        breaker.at("engine").text(),
+        breaker.at("name").text(),
+        span(breaker.at("failed_ms_ago").number()),
+        breaker.at("reason").text(),
+    )
 }
 
 fn hardware(hardware: &Value) -> String {

@@ -18,8 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
+use unamesh_client::client::MeshClient;
 use unamesh_client::clock;
 use unamesh_client::pool::Pool;
+use unamesh_proto::breaker::State;
+use unamesh_proto::session::Reason;
 use unamesh_proto::table::{Liveness, Peer};
 use unamesh_proto::wire::{Addr, NodeState, Role};
 use unamesh_proto::{NodeId, limits};
@@ -51,6 +54,8 @@ pub struct NodeControl {
     pub service: Arc<Service>,
     /// What happens.
     pub events: Events,
+    /// How this node's own requests fare.
+    pub client: MeshClient,
     /// What is wrong.
     pub findings: Findings,
     /// What was seen.
@@ -96,6 +101,8 @@ impl Control for NodeControl {
             "engines": catalog.engines.len(),
             "models": catalog.models.len(),
             "active": self.service.active(),
+            "hedges": self.hedges(),
+            "breakers": self.breakers(),
             "adverts": {
                 "merged": self.table.counters(),
                 "disbelieved": self.verifier.disbelieved(),
@@ -211,6 +218,43 @@ impl Control for NodeControl {
 }
 
 impl NodeControl {
+    /// What hedges cost: `share` of the requests had one, `wasted_share` one in vain.
+    fn hedges(&self) -> Value {
+        let (counts, left) = self.client.hedges();
+        let share = |n: u64| n as f64 / counts.requests.max(1) as f64;
+        json!({
+            "requests": counts.requests,
+            "started": counts.started,
+            "refunded": counts.refunded,
+            "in_vain": counts.in_vain,
+            "share": share(counts.started),
+            "wasted_share": share(counts.in_vain),
+            "left": left,
+        })
+    }
+
+    /// The engines that failed lately.
+    fn breakers(&self) -> Vec<Value> {
+        let breakers = self.client.breakers().into_iter();
+        let shown = breakers.map(|(peer, engine, standing)| {
+            let open = match standing.state {
+                State::Open(left) => Some(millis(left)),
+                _ => None,
+            };
+            json!({
+                "node": peer.node,
+                "name": peer.name,
+                "engine": engine,
+                "state": standing.state.name(),
+                "open_ms": open,
+                "failed_ms_ago": millis(standing.ago),
+                "cause": standing.reason.as_ref().map(Reason::name),
+                "reason": standing.reason.as_ref().map(Reason::to_string),
+            })
+        });
+        shown.collect()
+    }
+
     async fn ping_peer(&self, peer: &Peer) -> Value {
         let node = peer.advert.node;
         let tried = peer.paths.iter().map(|path| async move {

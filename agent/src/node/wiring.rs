@@ -4,7 +4,7 @@ use super::Agent;
 use super::background::{MeshWelcome, follow_members, report_twins, speak_mdns, tell_engines};
 use super::control::NodeControl;
 use super::discovery::{Discovery, Sightings};
-use super::events::Events;
+use super::events::{Events, pass_on};
 use super::findings::Finding;
 use super::hooks::NodeHooks;
 use super::links::{Links, Met};
@@ -96,7 +96,12 @@ impl Wiring {
             QuicTransport(Arc::clone(&mesh.pool)),
         );
         let client = MeshClient::over(mesh.table.snapshot(), Arc::new(transport));
-        let control = self.control(&mesh, &opened, ca);
+        self.tasks.spawn(pass_on(
+            client.activity(),
+            mesh.events.clone(),
+            self.stop.clone(),
+        ));
+        let control = self.control(&mesh, &opened, ca, &client);
         self.open_gateway(&client, &control, opened.gateway, opened.token);
         self.tell_commands(&control);
         info!(
@@ -282,7 +287,13 @@ impl Wiring {
             .spawn(discovery.run(seeds, hints, self.stop.clone()));
     }
 
-    fn control(&self, mesh: &Mesh, opened: &Opened, ca: Option<Ca>) -> Arc<NodeControl> {
+    fn control(
+        &self,
+        mesh: &Mesh,
+        opened: &Opened,
+        ca: Option<Ca>,
+        client: &MeshClient,
+    ) -> Arc<NodeControl> {
         let welcome = Arc::new(MeshWelcome {
             me: opened.life.node,
             listen: opened.listen,
@@ -309,6 +320,7 @@ impl Wiring {
             registry: Arc::clone(&self.registry),
             service: Arc::clone(&self.service),
             events: mesh.events.clone(),
+            client: client.clone(),
             findings: opened.findings.clone(),
             sightings: Arc::clone(&mesh.sightings),
             inviter,

@@ -108,6 +108,11 @@ impl Attempt {
         self.suspect.is_some() || self.draining
     }
 
+    /// It was attached to a generation and has not given anything of it yet.
+    pub fn reattaches(&self) -> bool {
+        self.attach && self.stage != Stage::Producing
+    }
+
     /// Why somebody else goes on in its place.
     pub fn trouble(&self) -> Reason {
         match &self.suspect {

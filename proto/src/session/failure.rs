@@ -122,6 +122,10 @@ impl Session {
             self.granted |= was_hedge;
             return self.seek_backup();
         }
+        if was_hedge {
+            self.effects
+                .push_back(Effect::Note(Note::HedgeInVain { node }));
+        }
         if !self.delivered.is_empty() && !self.config.spliceable {
             return self.end(Output::Failed(Failure::Incomplete { reason }));
         }

@@ -4,6 +4,7 @@ use super::attempt::AttemptId;
 use super::handover::has_text;
 use super::machine::Session;
 use super::{Effect, Note, Output, Reason, Seam};
+use crate::ids::NodeId;
 use crate::limits::MAX_TOKENS;
 use crate::time::Mono;
 use crate::wire::{Done, GenFrame, Token};
@@ -51,9 +52,13 @@ impl Session {
         if token.index != attempt.next || token.index >= MAX_TOKENS {
             return self.fail(id, Reason::Protocol);
         }
+        let back = attempt.reattaches().then(|| attempt.node());
         attempt.token(now);
         let differed = attempt.differs;
         let index = token.index as usize;
+        if let Some(node) = back {
+            self.note_reattached(node, now);
+        }
         if self.current == Some(id) {
             return self.deliver_from_current(id, token, now);
         }
@@ -93,6 +98,13 @@ impl Session {
         self.held.push((token.chunk, token.extra));
         self.release(now);
         self.hand_over(now);
+    }
+
+    /// The generation that was attached to gives its next token.
+    fn note_reattached(&mut self, node: NodeId, now: Mono) {
+        let after = now.since(self.last_token);
+        let note = Note::Reattached { node, after };
+        self.effects.push_back(Effect::Note(note));
     }
 
     /// Emits all that was held.
@@ -160,6 +172,10 @@ impl Session {
             return self.fail(id, Reason::Protocol);
         }
         let differed = attempt.differs;
+        if attempt.reattaches() {
+            let node = attempt.node();
+            self.note_reattached(node, now);
+        }
         if self.current != Some(id) {
             let frames = done.frames as usize;
             let more = self.held.iter().any(has_text);

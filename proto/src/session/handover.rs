@@ -172,14 +172,14 @@ impl Session {
     /// held, in place of the one that runs.
     fn ask_again(&mut self, id: AttemptId, now: Mono) {
         let Some(backup) = self.find(id) else { return };
-        let candidate = backup.candidate.clone();
+        let (candidate, hedge) = (backup.candidate.clone(), backup.hedge);
         self.drop_attempt(id);
         self.effects.push_back(Effect::Reset(id));
         let mut prefix = self.delivered.clone();
         let whole = self.held.iter().take(self.whole());
         prefix.extend(whole.map(|(chunk, _)| chunk.clone()));
         let mut attempt = self.attempt(candidate, prefix.len(), now);
-        attempt.cached = true;
+        (attempt.cached, attempt.hedge) = (true, hedge);
         self.dispatch(attempt, How::Generate(prefix));
     }
 

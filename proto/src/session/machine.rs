@@ -255,6 +255,7 @@ impl Session {
             self.effects.push_back(Effect::Note(Note::Backup {
                 node: attempt.node(),
                 after,
+                hedge: attempt.hedge,
             }));
         }
         self.dispatch(attempt, How::Generate(prefix));
@@ -352,6 +353,7 @@ impl Session {
             self.learn(self.attempts[at].id);
             let other = self.attempts.remove(at);
             self.effects.push_back(Effect::Reset(other.id));
+            self.in_vain(&other);
             if let Some(reason) = other.suspect {
                 // It let the caller wait until somebody else went on.
                 self.effects.push_back(Effect::Note(Note::AttemptFailed {
@@ -369,9 +371,11 @@ impl Session {
 
     pub(super) fn end(&mut self, output: Output) {
         self.return_hedge();
-        while let Some(attempt) = self.attempts.first().map(|a| a.id) {
-            self.drop_attempt(attempt);
-            self.effects.push_back(Effect::Reset(attempt));
+        while let Some(id) = self.attempts.first().map(|a| a.id) {
+            self.learn(id);
+            let attempt = self.attempts.remove(0);
+            self.effects.push_back(Effect::Reset(id));
+            self.in_vain(&attempt);
         }
         self.emit(output);
         self.ended = true;

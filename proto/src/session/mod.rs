@@ -257,6 +257,23 @@ pub enum Reason {
     Refused(ErrorCode),
 }
 
+impl Reason {
+    /// Its stable name, for scripts and counters.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Reason::DialSlow => "dial_slow",
+            Reason::Unreachable => "unreachable",
+            Reason::Silence => "silence",
+            Reason::Stall => "stall",
+            Reason::Lost => "lost",
+            Reason::EndedEarly => "ended_early",
+            Reason::Protocol => "protocol",
+            Reason::Draining => "draining",
+            Reason::Refused(_) => "refused",
+        }
+    }
+}
+
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -291,6 +308,15 @@ pub enum Note {
         node: NodeId,
         /// After the last frame of the original.
         after: Duration,
+        /// It works beside an engine that may only look hung: the owner's budget paid for it.
+        hedge: bool,
+    },
+    /// The same generation goes on over a new connection to its peer.
+    Reattached {
+        /// Whose.
+        node: NodeId,
+        /// After the last token that was received before.
+        after: Duration,
     },
     /// An attempt is over, by its own fault or not; also of a suspect that lost to its backup.
     AttemptFailed {
@@ -310,6 +336,11 @@ pub enum Note {
     },
     /// A hedge that was granted took over or was not needed: [`crate::hedge::Hedges::refund`].
     HedgeRefund,
+    /// A hedge that was dispatched is over, and its original went on (or both failed).
+    HedgeInVain {
+        /// At whom.
+        node: NodeId,
+    },
     /// What this stream showed of its engine, for [`crate::stalls::Stalls::learn`].
     Observed {
         /// Of whom.

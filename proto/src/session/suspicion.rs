@@ -102,6 +102,15 @@ impl Session {
         }
     }
 
+    /// `attempt` is over and did not take over: if it was a hedge, it was in vain.
+    pub(super) fn in_vain(&mut self, attempt: &Attempt) {
+        if attempt.hedge {
+            let node = attempt.node();
+            let note = Note::HedgeInVain { node };
+            self.effects.push_back(Effect::Note(note));
+        }
+    }
+
     pub(super) fn note_suspect(&mut self, id: AttemptId, reason: Reason, now: Mono) {
         let Some(attempt) = self.find(id) else { return };
         let (node, silent) = (attempt.node(), now.since(attempt.heard));

@@ -32,9 +32,10 @@ impl World<'_> {
                         self.session.handle(Input::Hedge, self.now);
                     }
                 }
-                Effect::Note(Note::HedgeRefund) => self.hedges.refund(),
-                Effect::Note(Note::Backup { .. }) => self.report.backups += 1,
-                Effect::Note(_) => {}
+                Effect::Note(note) => {
+                    self.hedges.note(&note);
+                    self.report.backups += u32::from(matches!(note, Note::Backup { .. }));
+                }
             }
         }
         if let Some(at) = self.session.next_wake()
