@@ -4,7 +4,9 @@
 //! - [`agent`]: an agent as a process: started, asked, frozen, killed.
 //! - [`cluster`]: some of them, joined to a mesh.
 //! - [`doubles`]: deterministic stand-ins; each says in its name that it is one.
-//! - [`lab`]: three hosts on one switch, as network namespaces.
+//! - [`home`]: a mesh, its engines and its network as a scenario sees them: ask, cut, freeze.
+//! - [`impair`]: what a bad network does to packets, as seeded arithmetic.
+//! - [`lab`]: hosts on a switch, as network namespaces, with cables that obey [`impair`].
 //! - [`real`]: llama.cpp by way of the starter engines, and the `openai` Python package.
 //! - [`http`]: just enough of an HTTP client, which can also reach into a namespace.
 //! - [`measure`]: percentiles, deadlines.
@@ -22,7 +24,9 @@
 pub mod agent;
 pub mod cluster;
 pub mod doubles;
+pub mod home;
 pub mod http;
+pub mod impair;
 pub mod lab;
 pub mod measure;
 pub mod real;

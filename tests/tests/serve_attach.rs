@@ -9,7 +9,6 @@
 
 mod serve_support;
 
-use serve_support::relay::Relay;
 use serve_support::{Answer, Caller, Mesh, PATIENCE, Server, attach, generate, request};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -17,7 +16,7 @@ use unamesh_agent::serve::ServeConfig;
 use unamesh_proto::GenerationId;
 use unamesh_proto::wire::{ErrorCode, Role};
 use unamesh_tests::doubles::engine_double::answer;
-use unamesh_tests::doubles::{EngineDouble, Script};
+use unamesh_tests::doubles::{EngineDouble, PathDouble, Script};
 
 /// A generation of which `have` tokens arrived before its path was cut.
 struct Broken {
@@ -26,7 +25,7 @@ struct Broken {
     server: Server,
     caller: Caller,
     id: GenerationId,
-    _dead: (quinn::Connection, Answer, Relay),
+    _dead: (quinn::Connection, Answer, PathDouble),
 }
 
 async fn broken(script: Script, config: ServeConfig, have: usize) -> Broken {
@@ -34,7 +33,7 @@ async fn broken(script: Script, config: ServeConfig, have: usize) -> Broken {
     let double = EngineDouble::stepped("e", script);
     let server = Server::start(&mesh, &[&double], config).await;
     let caller = Caller::new(&mesh, Role::Client);
-    let mut relay = Relay::to(server.addr).await;
+    let relay = PathDouble::to(server.addr).await;
     let connection = caller.dial(server.node, relay.addr).await.unwrap();
     let mut stream = generate(&connection, &request()).await;
     let id = stream.accepted().await.generation;

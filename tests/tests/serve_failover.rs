@@ -11,7 +11,6 @@
 mod serve_support;
 
 use futures_util::StreamExt;
-use serve_support::relay::Relay;
 use serve_support::{Caller, Mesh, PATIENCE, Server, signed};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +27,7 @@ use unamesh_client::pool::{Pool, QuicTransport};
 use unamesh_proto::session::Seam;
 use unamesh_proto::table::{Liveness, Path, Peer, Snapshot};
 use unamesh_proto::wire::{Addr, Advert, Hardware, NodeState, PathKind, Role};
-use unamesh_tests::doubles::{EngineDouble, Failure, Script};
+use unamesh_tests::doubles::{EngineDouble, Failure, PathDouble, Script};
 
 const TOKENS: u32 = 60;
 
@@ -37,7 +36,7 @@ struct Twins {
     engines: [EngineDouble; 2],
     servers: [Server; 2],
     /// The only path to the first server.
-    relay: Relay,
+    relay: PathDouble,
     client: MeshClient,
     table: watch::Sender<Arc<Snapshot>>,
     tasks: TaskTracker,
@@ -107,7 +106,7 @@ impl Twins {
             Server::start(&mesh, &[&engines[0]], config).await,
             Server::start(&mesh, &[&engines[1]], config).await,
         ];
-        let relay = Relay::to(servers[0].addr).await;
+        let relay = PathDouble::to(servers[0].addr).await;
         let near = peer(&servers[0], &[relay.addr], Duration::from_millis(1));
         let far = peer(&servers[1], &[servers[1].addr], Duration::from_millis(80));
         let table = watch::Sender::new(table(vec![near, far]));
@@ -191,7 +190,7 @@ impl Got {
 
 #[tokio::test]
 async fn a_dead_path_is_survived_exactly() {
-    let mut twins = Twins::start().await;
+    let twins = Twins::start().await;
     let mut generation = twins.ask();
     let mut got = Got::default();
     got.read(&mut generation, 20).await;
@@ -260,7 +259,7 @@ async fn a_leave_comes_true_before_the_end() {
 
 #[tokio::test]
 async fn alone_it_comes_back_over_another_path() {
-    let mut twins = Twins::start().await;
+    let twins = Twins::start().await;
     let slow = Script {
         delay: Duration::from_millis(100),
         ..script()

@@ -9,12 +9,10 @@
 
 mod serve_support;
 
-use serve_support::relay::Relay;
 use serve_support::{
     Answer, Caller, Mesh, PATIENCE, Server, attach, generate, open, request, signed,
 };
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::timeout;
 use unamesh_agent::serve::ServeConfig;
@@ -26,7 +24,8 @@ use unamesh_proto::wire::{
     WireError, codec,
 };
 use unamesh_proto::{GenerationId, Mono, NodeId, limits};
-use unamesh_tests::doubles::{EngineDouble, Script};
+use unamesh_tests::doubles::{EngineDouble, PathDouble, Script};
+use unamesh_tests::impair::Way;
 
 struct Setup {
     mesh: Mesh,
@@ -296,7 +295,8 @@ async fn one_peer_holds_a_few_connections() {
 async fn a_flood_of_handshakes_makes_addresses_prove_themselves() {
     let s = setup(Role::Client).await;
     // Dialers that never hear an answer, as forged addresses never do.
-    let dead_end = Relay::one_way(s.server.addr).await;
+    let dead_end = PathDouble::to(s.server.addr).await;
+    dead_end.blackhole(Way::In, true);
     let flood = Caller::new(&s.mesh, Role::Client);
     let knock = || flood.knock(s.server.node, dead_end.addr);
     let knocking: Vec<_> = (0..2 * limits::MAX_UNPROVEN_HANDSHAKES)
@@ -304,13 +304,13 @@ async fn a_flood_of_handshakes_makes_addresses_prove_themselves() {
         .collect();
     let asked = async {
         loop {
-            let path = Relay::to(s.server.addr).await;
+            let path = PathDouble::to(s.server.addr).await;
             let honest = Caller::new(&s.mesh, Role::Client);
             honest
                 .dial(s.server.node, path.addr)
                 .await
                 .expect("gets in all the same");
-            if path.retries.load(Ordering::Relaxed) > 0 {
+            if path.retries() > 0 {
                 return;
             }
         }

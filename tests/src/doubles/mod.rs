@@ -1,7 +1,9 @@
 //! Deterministic stand-ins for parts that are slow, random or absent in a test.
 
 pub mod engine_double;
+pub mod path_double;
 pub mod script_engine;
 
 pub use engine_double::{EngineDouble, Failure, Script};
+pub use path_double::PathDouble;
 pub use script_engine::ScriptEngine;

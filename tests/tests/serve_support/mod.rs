@@ -2,8 +2,6 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-pub mod relay;
-
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
