@@ -6,7 +6,7 @@ mod session_bench;
 use session_bench::*;
 use std::time::Duration;
 use unamesh_proto::session::{AttemptId, Closed, Config, Effect, Input, Note, Session};
-use unamesh_proto::timeouts::{HEDGE_RETRY, SILENCE_MAX, SILENCE_MIN, STALL_MIN};
+use unamesh_proto::timeouts::{DIAL_SUSPECT, HEDGE_RETRY, SILENCE_MAX, SILENCE_MIN, STALL_MIN};
 use unamesh_proto::wire::{Draining, ErrorCode, GenFrame};
 
 #[test]
@@ -79,6 +79,35 @@ fn a_hedge_that_was_not_needed_is_given_back_or_is_spent() {
     bench.pass(SILENCE_MAX + Duration::from_millis(1));
     bench.token(0, 2, "three ");
     assert_eq!((bench.opened.len(), bench.hedges), (2, 2), "in vain");
+}
+
+#[test]
+fn a_hedge_whose_original_failed_is_given_back_whatever_becomes_of_it() {
+    let silent = SILENCE_MIN + Duration::from_millis(1);
+    let mut bench = Bench::new(&[1, 2, 3], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.pass(silent);
+    assert_eq!((bench.opened.len(), bench.hedges), (2, 2));
+    bench.input(Input::Closed(AttemptId(0), Closed::Ended));
+    assert_eq!(bench.hedges, 3, "nobody works twice");
+    bench.accepted(1);
+    bench.input(Input::Closed(AttemptId(1), Closed::Ended));
+    assert_eq!((bench.opened.len(), bench.hedges), (3, 3), "a retry");
+
+    // The backup falls silent too: the original makes room, and a second hedge starts.
+    bench.accepted(2);
+    bench.token(2, 1, "two ");
+    bench.pass(silent);
+    assert_eq!((bench.opened.len(), bench.hedges), (4, 2));
+    bench.pass(DIAL_SUSPECT);
+    assert_eq!((bench.opened.len(), bench.hedges), (5, 2));
+    // Its connection breaks: it is attached to, and is the same hedge.
+    bench.accepted(4);
+    bench.input(Input::Closed(AttemptId(4), Closed::Lost(String::new())));
+    assert_eq!(bench.opened.len(), 6);
+    bench.token(5, 2, "three ");
+    assert_eq!(bench.hedges, 3, "none is lost");
 }
 
 #[test]

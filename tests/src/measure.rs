@@ -28,6 +28,19 @@ pub async fn until<T>(
     }
 }
 
+/// A number from the environment, or `default`.
+///
+/// # Panics
+/// If the variable is set to something else.
+#[must_use]
+pub fn setting(name: &str, default: u64) -> u64 {
+    let Ok(value) = std::env::var(name) else {
+        return default;
+    };
+    let number = value.parse();
+    number.unwrap_or_else(|e| panic!("{name}={value}: {e}"))
+}
+
 /// Measured durations of one kind.
 #[derive(Debug, Default, Clone)]
 pub struct Samples(Vec<Duration>);

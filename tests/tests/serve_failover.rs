@@ -11,22 +11,20 @@
 mod serve_support;
 
 use futures_util::StreamExt;
-use serve_support::{Caller, Mesh, PATIENCE, Server, signed};
+use serve_support::peers::{peer, table, transport};
+use serve_support::{Mesh, PATIENCE, Server};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use unamesh_agent::serve::ServeConfig;
 use unamesh_client::client::{ClientError, Event, MeshClient, Request};
-use unamesh_client::clock;
 use unamesh_client::driver::Generation;
-use unamesh_client::pool::{Pool, QuicTransport};
 use unamesh_proto::session::Seam;
-use unamesh_proto::table::{Liveness, Path, Peer, Snapshot};
-use unamesh_proto::wire::{Addr, Advert, Hardware, NodeState, PathKind, Role};
+use unamesh_proto::table::Snapshot;
 use unamesh_tests::doubles::{EngineDouble, Failure, PathDouble, Script};
 
 const TOKENS: u32 = 60;
@@ -53,50 +51,6 @@ fn script() -> Script {
     }
 }
 
-fn peer(server: &Server, addrs: &[SocketAddr], rtt: Duration) -> Arc<Peer> {
-    let catalog = server.registry.catalog();
-    let advert = Advert {
-        node: server.node,
-        name: "twin".to_owned(),
-        version: "1".to_owned(),
-        epoch: 1,
-        seq: 1,
-        wall_ms: clock::wall().as_millis(),
-        state: NodeState::Up,
-        drain_ms: 0,
-        role: Role::Agent,
-        addrs: addrs.iter().map(|&addr| Addr::new(addr)).collect(),
-        swarm_port: 0,
-        hardware: Hardware::default(),
-        engines: catalog.engines.clone(),
-        models: catalog.models.clone(),
-        voices: Vec::new(),
-    };
-    let now = clock::mono();
-    let path = |&addr: &SocketAddr| Path {
-        addr,
-        kind: PathKind::Loopback,
-        rtt: Some(rtt),
-        ok_at: Some(now),
-    };
-    Arc::new(Peer {
-        advert: Arc::new(advert),
-        signed: Arc::new(signed(1)),
-        liveness: Liveness::Alive,
-        paths: addrs.iter().map(path).collect(),
-        heard: now,
-    })
-}
-
-fn table(mut peers: Vec<Arc<Peer>>) -> Arc<Snapshot> {
-    peers.sort_by_key(|peer| peer.advert.node);
-    Arc::new(Snapshot {
-        version: 1,
-        me: None,
-        peers,
-    })
-}
-
 impl Twins {
     async fn start() -> Self {
         let mesh = Mesh::new();
@@ -110,18 +64,9 @@ impl Twins {
         let near = peer(&servers[0], &[relay.addr], Duration::from_millis(1));
         let far = peer(&servers[1], &[servers[1].addr], Duration::from_millis(80));
         let table = watch::Sender::new(table(vec![near, far]));
-        let caller = Caller::new(&mesh, Role::Client);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let (reports, _) = mpsc::channel(1);
-        let pool = Pool::new(
-            caller.endpoint,
-            Arc::new(caller.credentials),
-            table.subscribe(),
-            reports,
-            tasks.clone(),
-            stop.clone(),
-        );
-        let client = MeshClient::over(table.subscribe(), Arc::new(QuicTransport(pool)));
+        let transport = transport(&mesh, &table, &tasks, &stop);
+        let client = MeshClient::over(table.subscribe(), transport);
         Twins {
             engines,
             servers,

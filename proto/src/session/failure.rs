@@ -62,7 +62,7 @@ impl Session {
         let (Some(generation), false) = (lost.generation, lost.attach) else {
             return false;
         };
-        let (draining, itl) = (lost.draining, lost.itl);
+        let (draining, itl, hedge) = (lost.draining, lost.itl, lost.hedge);
         let (candidate, have, digest) = (lost.candidate.clone(), lost.next, lost.digest.clone());
         if self.next_id >= MAX_ATTEMPTS {
             return false;
@@ -76,7 +76,7 @@ impl Session {
         attempt.attach = true;
         attempt.generation = Some(generation);
         attempt.digest = digest;
-        (attempt.draining, attempt.itl) = (draining, itl);
+        (attempt.draining, attempt.itl, attempt.hedge) = (draining, itl, hedge);
         self.last_reason = Some(Reason::Lost);
         // The generation is the same one: what is held stays valid, and its tokens go on
         // where they stopped.
@@ -104,6 +104,9 @@ impl Session {
         }
         self.drop_attempt(id);
         self.effects.push_back(Effect::Reset(id));
+        if !was_hedge {
+            self.hedge_was_right();
+        }
         if self.current == Some(id) {
             self.record_loss(node, digest, reason.clone());
             self.current = None;

@@ -111,6 +111,13 @@ impl Session {
         }
     }
 
+    /// The original failed: the hedge beside it works alone, and cost nothing.
+    pub(super) fn hedge_was_right(&mut self) {
+        if let Some(hedge) = self.attempts.iter().find(|a| a.hedge).map(|a| a.id) {
+            self.hedge_took_over(hedge);
+        }
+    }
+
     pub(super) fn note_suspect(&mut self, id: AttemptId, reason: Reason, now: Mono) {
         let Some(attempt) = self.find(id) else { return };
         let (node, silent) = (attempt.node(), now.since(attempt.heard));

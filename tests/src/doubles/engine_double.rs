@@ -1,10 +1,11 @@
 //! An engine double: no model, no process, no clock but the one that its script names.
 //!
-//! Token *i* of an answer is a function of the seed and *i* ([`token`]), so two doubles with
-//! one seed are twins: an answer that moves from one to the other in the middle must come out
-//! as [`answer`] says, byte for byte. How it behaves is a [`Script`]: delays, a stall, a
-//! failure at token *k*, an early end, a refusal. The script can be changed while the double
-//! runs; a generation keeps the one it began with.
+//! Token *i* of an answer is a function of the seed, the request's session and *i*
+//! ([`token`]), so two doubles with one seed are twins: an answer that moves from one to the
+//! other in the middle must come out as [`Script::answer`] says, byte for byte. How it behaves
+//! is a [`Script`]: delays, a stall, a failure at token *k*, an early end, a refusal. The
+//! script can be changed while the double runs; a generation keeps the one it began with, and
+//! only [`EngineDouble::strike`] hits it on its way.
 //!
 //! What happened to it is counted ([`EngineDouble::seen`]) and published on a watch, so that a
 //! test waits for "its stream was dropped" instead of sleeping and hoping.
@@ -68,6 +69,9 @@ pub struct Script {
     pub residency: Residency,
     /// `prompt_tokens` of every answer.
     pub prompt_tokens: u32,
+    /// One token in so many has no text yet, as half a character; the next one brings it.
+    /// 0 = none.
+    pub halves: u32,
 }
 
 impl Default for Script {
@@ -89,7 +93,31 @@ impl Default for Script {
             context: 4096,
             residency: Residency::Loaded,
             prompt_tokens: 7,
+            halves: 0,
         }
+    }
+}
+
+impl Script {
+    /// The whole text of the answer to a request of `session`.
+    pub fn answer(&self, session: u64) -> String {
+        answer(self.seed.wrapping_add(session), self.tokens)
+    }
+
+    /// Token `index` of an answer of `end` tokens, as the engine hands it out.
+    fn piece(&self, session: u64, index: u32, end: u32) -> Chunk {
+        let seed = self.seed.wrapping_add(session);
+        let half =
+            |at: u32| self.halves > 0 && at + 1 < end && mix(seed, at).is_multiple_of(self.halves);
+        let mut chunk = token(seed, index);
+        if half(index) {
+            chunk.text.clear();
+        } else {
+            let halves = (0..index).rev().take_while(|at| half(*at)).count();
+            let first = index - u32::try_from(halves).unwrap_or_default();
+            chunk.text = (first..=index).map(|at| token(seed, at).text).collect();
+        }
+        chunk
     }
 }
 
@@ -123,6 +151,8 @@ struct Shared {
     last: Mutex<Option<Arc<GenerateRequest>>>,
     /// Closed: tokens flow freely. Open: each token takes a permit.
     steps: Semaphore,
+    /// Sessions whose streams fail instead of making their next token.
+    struck: Mutex<Vec<(u64, Failure)>>,
 }
 
 impl EngineDouble {
@@ -142,8 +172,14 @@ impl EngineDouble {
                 seen: watch::Sender::new(Seen::default()),
                 last: Mutex::new(None),
                 steps: Semaphore::new(0),
+                struck: Mutex::default(),
             }),
         }
+    }
+
+    /// The stream that makes a token for `session` next fails instead.
+    pub fn strike(&self, session: u64, failure: Failure) {
+        lock(&self.shared.struck).push((session, failure));
     }
 
     /// Allows `tokens` more tokens, over all streams.
@@ -308,6 +344,7 @@ struct Run {
     next: u32,
     end: u32,
     finish: FinishReason,
+    session: u64,
     state: State,
 }
 
@@ -333,6 +370,7 @@ fn stream(script: Script, request: &GenerateRequest, running: Running) -> Engine
         first,
         next: first,
         finish,
+        session: request.session,
         state: State::Announcing { exact },
     };
     futures_util::stream::unfold(run, |mut run| async move {
@@ -370,16 +408,25 @@ impl Run {
             }));
         }
         self.pace(index).await;
+        if let Some(failure) = self.struck() {
+            return self.fail(failure).await;
+        }
         self.next += 1;
         self.running
             .shared
             .seen
             .send_modify(|seen| seen.tokens += 1);
-        let chunk = token(self.script.seed, index);
+        let chunk = self.script.piece(self.session, index, self.end);
         Some(Ok(EngineEvent::Chunk {
             chunk,
             extra: String::new(),
         }))
+    }
+
+    fn struck(&self) -> Option<Failure> {
+        let mut struck = lock(&self.running.shared.struck);
+        let at = struck.iter().position(|(of, _)| *of == self.session)?;
+        Some(struck.swap_remove(at).1)
     }
 
     async fn pace(&self, index: u32) {

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod peers;
+pub mod tap;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -60,11 +63,17 @@ pub struct TestHooks {
     pub advert: SignedAdvert,
     pub received: Mutex<Vec<(Member, SignedAdvert)>>,
     pub connected: watch::Sender<usize>,
+    /// Kept, and so kept open, from [`Server::keep_connections`] on.
+    connections: Mutex<Option<Vec<quinn::Connection>>>,
     pub revoked: Mutex<Vec<NodeId>>,
 }
 
 impl Hooks for TestHooks {
-    fn connected(&self, _: Member, _: quinn::Connection) {
+    fn connected(&self, _: Member, connection: quinn::Connection) {
+        if let Some(kept) = self.connections.lock().unwrap().as_mut() {
+            kept.retain(|c| c.close_reason().is_none());
+            kept.push(connection);
+        }
         self.connected.send_modify(|n| *n += 1);
     }
 
@@ -113,7 +122,15 @@ pub struct Server {
 impl Server {
     /// Serves `engines` with `config`.
     pub async fn start(mesh: &Mesh, engines: &[&EngineDouble], config: ServeConfig) -> Self {
-        let credentials = mesh.member(Role::Agent);
+        Self::restart(mesh.member(Role::Agent), engines, config).await
+    }
+
+    /// The same as the member with these `credentials`, on a new port.
+    pub async fn restart(
+        credentials: Credentials,
+        engines: &[&EngineDouble],
+        config: ServeConfig,
+    ) -> Self {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let engines: Vec<Arc<dyn Engine>> = engines
             .iter()
@@ -134,6 +151,7 @@ impl Server {
             advert: signed(7),
             received: Mutex::default(),
             connected: watch::Sender::default(),
+            connections: Mutex::default(),
             revoked: Mutex::default(),
         });
         let endpoint = bind(&credentials, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
@@ -151,6 +169,25 @@ impl Server {
             tasks,
             stop,
             endpoint,
+        }
+    }
+
+    /// Ends as a process that is killed: its endpoint first, in the middle of everything.
+    pub async fn crash(self) {
+        self.endpoint.close(0u32.into(), b"");
+        self.shutdown().await;
+    }
+
+    /// From now on connections can be closed from this side.
+    pub fn keep_connections(&self) {
+        *self.hooks.connections.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// Closes every connection that was kept, with the streams on it.
+    pub fn hang_up(&self) {
+        let mut kept = self.hooks.connections.lock().unwrap();
+        for connection in kept.iter_mut().flat_map(|kept| kept.drain(..)) {
+            connection.close(0u32.into(), b"");
         }
     }
 

@@ -1,0 +1,79 @@
+//! A client's side without a mesh: a peer table by hand, and the way to the peers in it.
+
+use super::{Caller, Mesh, Server, signed};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use unamesh_client::clock;
+use unamesh_client::pool::{Pool, QuicTransport};
+use unamesh_proto::table::{Liveness, Path, Peer, Snapshot};
+use unamesh_proto::wire::{Addr, Advert, Hardware, NodeState, PathKind, Role};
+
+/// `server` in a peer table, reached by `addrs`.
+pub fn peer(server: &Server, addrs: &[SocketAddr], rtt: Duration) -> Arc<Peer> {
+    let catalog = server.registry.catalog();
+    let advert = Advert {
+        node: server.node,
+        name: "twin".to_owned(),
+        version: "1".to_owned(),
+        epoch: 1,
+        seq: 1,
+        wall_ms: clock::wall().as_millis(),
+        state: NodeState::Up,
+        drain_ms: 0,
+        role: Role::Agent,
+        addrs: addrs.iter().map(|&addr| Addr::new(addr)).collect(),
+        swarm_port: 0,
+        hardware: Hardware::default(),
+        engines: catalog.engines.clone(),
+        models: catalog.models.clone(),
+        voices: Vec::new(),
+    };
+    let now = clock::mono();
+    let path = |&addr: &SocketAddr| Path {
+        addr,
+        kind: PathKind::Loopback,
+        rtt: Some(rtt),
+        ok_at: Some(now),
+    };
+    Arc::new(Peer {
+        advert: Arc::new(advert),
+        signed: Arc::new(signed(1)),
+        liveness: Liveness::Alive,
+        paths: addrs.iter().map(path).collect(),
+        heard: now,
+    })
+}
+
+/// A peer table.
+pub fn table(mut peers: Vec<Arc<Peer>>) -> Arc<Snapshot> {
+    peers.sort_by_key(|peer| peer.advert.node);
+    Arc::new(Snapshot {
+        version: 1,
+        me: None,
+        peers,
+    })
+}
+
+/// A new member's connections to the peers of `table`; `tasks` and `stop` are its.
+pub fn transport(
+    mesh: &Mesh,
+    table: &watch::Sender<Arc<Snapshot>>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Arc<QuicTransport> {
+    let caller = Caller::new(mesh, Role::Client);
+    let (reports, _) = mpsc::channel(1);
+    let pool = Pool::new(
+        caller.endpoint,
+        Arc::new(caller.credentials),
+        table.subscribe(),
+        reports,
+        tasks.clone(),
+        stop.clone(),
+    );
+    Arc::new(QuicTransport(pool))
+}
