@@ -10,128 +10,14 @@
 
 mod serve_support;
 
-use futures_util::StreamExt;
-use serve_support::peers::{peer, table, transport};
-use serve_support::{Mesh, PATIENCE, Server};
+use serve_support::PATIENCE;
+use serve_support::peers::{peer, table};
+use serve_support::twins::{Got, Twins, script};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use unamesh_agent::serve::ServeConfig;
-use unamesh_client::client::{ClientError, Event, MeshClient, Request};
-use unamesh_client::driver::Generation;
 use unamesh_proto::session::Seam;
-use unamesh_proto::table::Snapshot;
-use unamesh_tests::doubles::{EngineDouble, Failure, PathDouble, Script};
-
-const TOKENS: u32 = 60;
-
-/// Two twins, of which the first is the better one, and a client.
-struct Twins {
-    engines: [EngineDouble; 2],
-    servers: [Server; 2],
-    /// The only path to the first server.
-    relay: PathDouble,
-    client: MeshClient,
-    table: watch::Sender<Arc<Snapshot>>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-}
-
-fn script() -> Script {
-    let delay = Duration::from_millis(10);
-    Script {
-        tokens: TOKENS,
-        delay,
-        first_delay: delay,
-        ..Script::default()
-    }
-}
-
-impl Twins {
-    async fn start() -> Self {
-        let mesh = Mesh::new();
-        let engines = ["first", "second"].map(|name| EngineDouble::new(name, script()));
-        let config = ServeConfig::default();
-        let servers = [
-            Server::start(&mesh, &[&engines[0]], config).await,
-            Server::start(&mesh, &[&engines[1]], config).await,
-        ];
-        let relay = PathDouble::to(servers[0].addr).await;
-        let near = peer(&servers[0], &[relay.addr], Duration::from_millis(1));
-        let far = peer(&servers[1], &[servers[1].addr], Duration::from_millis(80));
-        let table = watch::Sender::new(table(vec![near, far]));
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let transport = transport(&mesh, &table, &tasks, &stop);
-        let client = MeshClient::over(table.subscribe(), transport);
-        Twins {
-            engines,
-            servers,
-            relay,
-            client,
-            table,
-            tasks,
-            stop,
-        }
-    }
-
-    fn ask(&self) -> Generation {
-        self.client.generate(Request::chat("double", "[]"))
-    }
-
-    async fn shutdown(self) {
-        self.stop.cancel();
-        self.tasks.close();
-        timeout(PATIENCE, self.tasks.wait())
-            .await
-            .expect("the client's tasks end");
-        for server in self.servers {
-            server.shutdown().await;
-        }
-    }
-}
-
-/// An answer as it arrived.
-#[derive(Default)]
-struct Got {
-    text: String,
-    frames: u32,
-    changes: Vec<(Seam, String)>,
-    end: Option<Result<(), ClientError>>,
-}
-
-impl Got {
-    /// Takes events until `frames` tokens are here or the end.
-    async fn read(&mut self, generation: &mut Generation, frames: u32) {
-        while self.frames < frames && self.end.is_none() {
-            let next = timeout(PATIENCE, generation.next())
-                .await
-                .expect("an event comes in time");
-            match next.expect("an end comes before the end") {
-                Event::Token { index, text, .. } => {
-                    assert_eq!(index, self.frames, "none lost, none doubled, in order");
-                    self.frames += 1;
-                    self.text.push_str(&text);
-                }
-                Event::PeerChanged { seam, reason, .. } => self.changes.push((seam, reason)),
-                Event::Done { .. } => self.end = Some(Ok(())),
-                Event::Failed(error) => self.end = Some(Err(error)),
-                Event::Started { .. } | Event::Progress { .. } => {}
-            }
-        }
-    }
-
-    /// Reads to the end, which must be a good one with the text of `engine`.
-    async fn whole(mut self, mut generation: Generation, engine: &EngineDouble) -> Self {
-        self.read(&mut generation, u32::MAX).await;
-        assert!(matches!(self.end, Some(Ok(()))), "{:?}", self.end);
-        assert_eq!(self.text, engine.expected());
-        self
-    }
-}
+use unamesh_tests::doubles::{Failure, Script};
 
 #[tokio::test]
 async fn a_dead_path_is_survived_exactly() {
@@ -139,7 +25,7 @@ async fn a_dead_path_is_survived_exactly() {
     let mut generation = twins.ask();
     let mut got = Got::default();
     got.read(&mut generation, 20).await;
-    twins.relay.cut();
+    twins.path.cut();
     let got = got.whole(generation, &twins.engines[0]).await;
     assert_eq!(got.changes.len(), 1, "{:?}", got.changes);
     assert_eq!(got.changes[0].0, Seam::Exact);
@@ -210,7 +96,7 @@ async fn alone_it_comes_back_over_another_path() {
         ..script()
     };
     twins.engines[0].change(|script| *script = slow);
-    let addrs = [twins.relay.addr, twins.servers[0].addr];
+    let addrs = [twins.path.addr, twins.servers[0].addr];
     let only = |addrs: &[SocketAddr]| {
         table(vec![peer(
             &twins.servers[0],
@@ -223,7 +109,7 @@ async fn alone_it_comes_back_over_another_path() {
     let mut got = Got::default();
     got.read(&mut generation, 5).await;
     twins.table.send_replace(only(&addrs));
-    twins.relay.cut();
+    twins.path.cut();
     got.whole(generation, &twins.engines[0]).await;
     assert_eq!(
         twins.engines[0].seen().asked,

@@ -76,6 +76,8 @@ pub struct Trace {
     pub period: u64,
     /// Divides the begins and the period but not the lengths: the same stalls, closer together.
     pub compress: u64,
+    /// The trace begins here, in milliseconds of itself, so that two links do not stall together.
+    pub shift: u64,
 }
 
 /// A direction of a link, as the end sees it that the link belongs to: a host, a dialer.
@@ -137,6 +139,7 @@ pub const WIFI_TRACE: Trace = Trace {
     ],
     period: 600_000,
     compress: 1,
+    shift: 0,
 };
 
 /// Wi-Fi through two walls.
@@ -189,21 +192,31 @@ impl Impairment {
         }
         self
     }
+
+    /// The same stalls at other times: the trace begins at `milliseconds` of itself.
+    #[must_use]
+    pub fn shifted(mut self, milliseconds: u64) -> Self {
+        if let Some(trace) = &mut self.stalls {
+            trace.shift += milliseconds;
+        }
+        self
+    }
 }
 
 impl Trace {
     /// When what leaves at `at` really leaves: then, or at the end of the stall.
     fn release(&self, at: Duration) -> Duration {
         let period = Duration::from_millis(self.period / self.compress);
-        let round = period * u32::try_from(at.as_nanos() / period.as_nanos()).unwrap();
-        let within = at - round;
+        let shifted = at + Duration::from_millis(self.shift / self.compress);
+        let round = period * u32::try_from(shifted.as_nanos() / period.as_nanos()).unwrap();
+        let within = shifted - round;
         let mut stalls = self.stalls.iter().map(|&(begin, length)| {
             let begin = Duration::from_millis(begin / self.compress);
             begin..begin + Duration::from_millis(length)
         });
         stalls
             .find(|stall| stall.contains(&within))
-            .map_or(at, |stall| round + stall.end)
+            .map_or(at, |stall| at + (stall.end - within))
     }
 }
 

@@ -122,6 +122,7 @@ fn a_stall_keeps_packets_and_lets_them_go_together() {
             stalls: &[(1000, 300)],
             period: 10_000,
             compress: 1,
+            shift: 0,
         }),
         ..CABLE
     };
@@ -151,6 +152,9 @@ fn the_wifi_trace_is_what_it_claims() {
     let fast = WIFI.compressed(10).stalls.unwrap();
     assert_eq!(fast.release(ms(3_170)), ms(3_170 + 240));
     assert_eq!(fast.release(ms(63_170)), ms(63_170 + 240));
+    let later = WIFI.compressed(10).shifted(300_000).stalls.unwrap();
+    assert_eq!(later.release(ms(33_170)), ms(33_170 + 240));
+    assert_eq!(later.release(ms(3_170)), ms(3_170));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 pub mod peers;
 pub mod tap;
+pub mod twins;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
