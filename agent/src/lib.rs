@@ -10,7 +10,8 @@
 //! - [`swarm`]: gossip between the agents.
 //! - [`node`]: puts all of it together and owns every task.
 //! - [`gateway`]: the local HTTP API.
-//! - [`cli`]: the commands; [`demo`], [`mod@bench`], [`starter`] behind three of them.
+//! - [`cli`]: the commands; [`demo`], [`mod@bench`], [`drill`], [`starter`] behind four of them;
+//!   [`local_mesh`]: a mesh on one machine, for those.
 
 pub mod bench;
 pub mod ca;
@@ -18,8 +19,10 @@ pub mod capacity;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod drill;
 pub mod engine;
 pub mod gateway;
+pub mod local_mesh;
 pub mod node;
 pub mod serve;
 pub mod starter;

@@ -2,9 +2,11 @@
 //!
 //! An engine hangs when it takes longer than it has been seen to take. What is learned are
 //! distributions, for each (node, model): the waits before the first token, by class of prompt
-//! length, and the gaps between tokens. Their 99th percentile is the session's stall bound,
-//! within [`STALL_MIN`](crate::timeouts::STALL_MIN)..=[`STALL_MAX`](crate::timeouts::STALL_MAX);
-//! until there are enough samples the session goes by the advertised averages.
+//! length, and the gaps between tokens. Their 99th percentile is the session's stall bound, at
+//! most [`STALL_MAX`](crate::timeouts::STALL_MAX) and at least
+//! [`STALL_MIN`](crate::timeouts::STALL_MIN), between tokens
+//! [`STALL_GAP_MIN`](crate::timeouts::STALL_GAP_MIN); until there are enough samples the session
+//! goes by the advertised averages.
 //!
 //! - A sample is exactly what the bound bounds: the longest stretch without an advance while
 //!   the engine worked. A queue and a load that report themselves are not in it.

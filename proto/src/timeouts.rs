@@ -27,8 +27,13 @@ pub const ATTACH_SUSPECT: Duration = Duration::from_millis(100);
 pub const SILENCE_GIVE_UP: Duration = Duration::from_secs(6);
 /// A stalled attempt that nobody could stand in for is given up after this at the earliest.
 pub const STALL_GIVE_UP: Duration = Duration::from_secs(60);
-/// No token although frames come: never before this, whatever was learned.
-pub const STALL_MIN: Duration = Duration::from_millis(1000);
+/// No token although frames come: never before this, while too little is known of the engine,
+/// and before its first token. With the backup's dispatch it stays below a second.
+pub const STALL_MIN: Duration = Duration::from_millis(900);
+/// The same between tokens of an engine of which enough was seen: never before this, however
+/// steady it was. Another request's prompt, read in one batch beside it, may hold up the tokens
+/// of a home engine for a third of a second, too seldom to be learned.
+pub const STALL_GAP_MIN: Duration = Duration::from_millis(500);
 /// No token although frames come: always by this, unless the engine reports that its load
 /// or its prefill advances.
 pub const STALL_MAX: Duration = Duration::from_secs(20);

@@ -6,7 +6,9 @@ mod session_bench;
 use session_bench::*;
 use std::time::Duration;
 use unamesh_proto::session::{AttemptId, Closed, Config, Effect, Input, Note, Session};
-use unamesh_proto::timeouts::{DIAL_SUSPECT, HEDGE_RETRY, SILENCE_MAX, SILENCE_MIN, STALL_MIN};
+use unamesh_proto::timeouts::{
+    DIAL_SUSPECT, HEDGE_RETRY, SILENCE_MAX, SILENCE_MIN, STALL_GAP_MIN, STALL_MIN,
+};
 use unamesh_proto::wire::{Draining, ErrorCode, GenFrame};
 
 #[test]
@@ -34,6 +36,41 @@ fn a_stall_is_what_this_engine_was_never_seen_to_take() {
     assert!(bench.opened.is_empty(), "1.65 s is nothing new for it");
     bench.pass(Duration::from_millis(110));
     assert_eq!(bench.opened.len(), 1);
+}
+
+#[test]
+fn a_steady_engine_that_hangs_is_noticed_at_half_a_second_and_an_unknown_one_within_one() {
+    for (learned, bound) in [
+        (Some(Duration::from_millis(22)), STALL_GAP_MIN),
+        (None, STALL_MIN),
+    ] {
+        let mut bench = Bench::new(&[2], true);
+        let mut steady = candidate(1);
+        steady.learned.gap = learned;
+        steady.expected_itl = Duration::from_millis(20);
+        bench.peers.clear();
+        bench.error(0, ErrorCode::EngineDown);
+        let config = Config {
+            spliceable: true,
+            ..Config::default()
+        };
+        bench.session = Session::new(config, bench.now);
+        bench.peers = vec![2];
+        assert_eq!(bench.session.poll(), Some(Effect::Rank));
+        bench.input(Input::Candidates(vec![steady]));
+        bench.opened.clear();
+        bench.accepted(0);
+        bench.token(0, 0, "one ");
+        let step = Duration::from_millis(50);
+        for _ in 1..bound.div_duration_f64(step) as u32 {
+            bench.pass(step);
+            bench.frame(0, generating());
+        }
+        assert!(bench.opened.is_empty(), "no false alarm before {bound:?}");
+        bench.pass(step + Duration::from_millis(1));
+        assert_eq!(bench.opened.len(), 1, "{bound:?}");
+        assert!(bound < Duration::from_secs(1));
+    }
 }
 
 #[test]

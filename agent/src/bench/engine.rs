@@ -5,7 +5,8 @@
 //! A request may say how the engine behaves: `bench_ttft_us` (before the first token),
 //! `bench_itl_us` (between tokens), `bench_stamp` (each token carries the wall clock at which
 //! it left: `t7@1700000000000000 `). An answer goes on after a trailing assistant message, as
-//! real engines do.
+//! real engines do. After `POST /bench/hang` it makes no more tokens, though it takes requests
+//! and calls itself well, until `POST /bench/go`.
 
 use super::BenchError;
 use bytes::{Bytes, BytesMut};
@@ -21,6 +22,8 @@ use std::convert::Infallible;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::AsyncReadExt;
@@ -33,6 +36,9 @@ use unamesh_proto::limits;
 pub const MODEL: &str = "bench";
 /// Tokens of an answer whose request sets no limit.
 const TOKENS: u32 = 64;
+
+/// A hung engine looks this often whether it may go on.
+const HUNG_LOOK: Duration = Duration::from_millis(5);
 
 /// `unamesh bench engine`.
 #[derive(Clone, Debug, clap::Args)]
@@ -58,6 +64,7 @@ pub async fn serve(args: &EngineArgs) -> Result<(), BenchError> {
     writeln!(out, "{{\"listen\":\"{addr}\"}}")
         .and_then(|()| out.flush())
         .map_err(BenchError::during("standard output"))?;
+    let hung = Arc::new(AtomicBool::new(false));
     let mut connections = JoinSet::new();
     let mut stdin = tokio::io::stdin();
     let mut ignored = [0; 64];
@@ -72,10 +79,12 @@ pub async fn serve(args: &EngineArgs) -> Result<(), BenchError> {
                 let Ok((stream, _)) = accepted else { continue };
                 // Without it the second token waits for the acknowledgement of the first.
                 let _ = stream.set_nodelay(true);
+                let hung = Arc::clone(&hung);
                 connections.spawn(async move {
+                    let answer = service_fn(|request| answer(Arc::clone(&hung), request));
                     // A client that hangs up is no event for an engine.
                     let _ = http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service_fn(answer))
+                        .serve_connection(TokioIo::new(stream), answer)
                         .await;
                 });
             }
@@ -86,7 +95,7 @@ pub async fn serve(args: &EngineArgs) -> Result<(), BenchError> {
 
 type Answer = Response<Either<Full<Bytes>, Tokens>>;
 
-async fn answer(request: Request<Incoming>) -> Result<Answer, Infallible> {
+async fn answer(hung: Arc<AtomicBool>, request: Request<Incoming>) -> Result<Answer, Infallible> {
     let chat = request.uri().path().ends_with("/chat/completions");
     Ok(match (request.method(), request.uri().path()) {
         (&Method::GET, "/health") => whole(StatusCode::OK, "{\"status\":\"ok\"}"),
@@ -94,12 +103,16 @@ async fn answer(request: Request<Incoming>) -> Result<Answer, Infallible> {
             StatusCode::OK,
             "{\"object\":\"list\",\"data\":[{\"id\":\"bench\",\"object\":\"model\",\"created\":0,\"owned_by\":\"unamesh\"}]}",
         ),
+        (&Method::POST, path @ ("/bench/hang" | "/bench/go")) => {
+            hung.store(path.ends_with("hang"), Ordering::Relaxed);
+            whole(StatusCode::OK, "{}")
+        }
         (&Method::POST, "/v1/chat/completions" | "/v1/completions") => {
             match Limited::new(request.into_body(), limits::MAX_HTTP_BODY)
                 .collect()
                 .await
             {
-                Ok(body) => generate(chat, &body.to_bytes()),
+                Ok(body) => generate(hung, chat, &body.to_bytes()),
                 Err(_) => refuse("the body broke off"),
             }
         }
@@ -131,7 +144,7 @@ struct Message {
     content: Option<String>,
 }
 
-fn generate(chat: bool, body: &[u8]) -> Answer {
+fn generate(hung: Arc<AtomicBool>, chat: bool, body: &[u8]) -> Answer {
     let asked: Asked = match serde_json::from_slice(body) {
         Ok(asked) => asked,
         Err(e) => return refuse(&e.to_string()),
@@ -143,7 +156,7 @@ fn generate(chat: bool, body: &[u8]) -> Answer {
     let first = prefix.and_then(|m| m.content.as_deref()).map_or(0, |text| {
         u32::try_from(text.split_ascii_whitespace().count()).unwrap_or(u32::MAX)
     });
-    let tokens = Tokens::new(chat, first, &asked);
+    let tokens = Tokens::new(hung, chat, first, &asked);
     let mut response = Response::new(Either::Right(tokens));
     let kind = HeaderValue::from_static("text/event-stream");
     response.headers_mut().insert(CONTENT_TYPE, kind);
@@ -165,6 +178,7 @@ fn whole(status: StatusCode, body: impl Into<Bytes>) -> Answer {
 
 /// The streamed body: a write for each token, as engines do.
 struct Tokens {
+    hung: Arc<AtomicBool>,
     chat: bool,
     next: u32,
     end: u32,
@@ -179,10 +193,11 @@ struct Tokens {
 }
 
 impl Tokens {
-    fn new(chat: bool, first: u32, asked: &Asked) -> Self {
+    fn new(hung: Arc<AtomicBool>, chat: bool, first: u32, asked: &Asked) -> Self {
         let count = asked.max_tokens.unwrap_or(TOKENS).min(limits::MAX_TOKENS);
         let ttft = Duration::from_micros(asked.bench_ttft_us);
         Tokens {
+            hung,
             chat,
             next: first,
             end: first.saturating_add(count),
@@ -250,12 +265,16 @@ impl Body for Tokens {
         if self.finished {
             return Poll::Ready(None);
         }
-        if let Some(wait) = &mut self.wait {
-            ready!(wait.as_mut().poll(cx));
-            self.wait = None;
-        } else if std::mem::take(&mut self.flushing) {
+        if self.wait.is_none() && std::mem::take(&mut self.flushing) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
+        }
+        while let Some(wait) = &mut self.wait {
+            ready!(wait.as_mut().poll(cx));
+            self.wait = None;
+            if self.hung.load(Ordering::Relaxed) {
+                self.wait = sleep(HUNG_LOOK);
+            }
         }
         if self.next < self.end {
             self.token();

@@ -6,8 +6,8 @@
 //! of their engines over TCP.
 
 use super::engine::MODEL;
-use super::mesh::{Mesh, Setup};
-use super::process::{TestEngine, program};
+use crate::local_mesh::{Mesh, Setup};
+use crate::local_mesh::process::{TestEngine, program};
 use super::stats::{Samples, cpu_time, round, rss_mb};
 use super::{BenchError, Progress, Report};
 use serde_json::{Value, json};

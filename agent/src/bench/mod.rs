@@ -6,22 +6,22 @@
 //!
 //! - [`overhead`]: time to first token, per token, throughput: directly against the engine
 //!   and through the mesh, in turn in the same run.
-//! - [`faults`]: a killed and a frozen agent.
 //! - [`start`]: how soon a started agent is used, a leaving one no longer.
 //! - [`idle`]: what an agent costs that does nothing.
-//! - [`engine`]: the test engine; [`process`], [`mesh`], [`http`], [`stats`]: what they share.
+//! - A killed and a frozen agent are cases of the fire drill ([`crate::drill`]).
+//! - [`engine`]: the test engine; [`stats`]: what they share. The agents are those of
+//!   [`crate::local_mesh`].
 
 pub mod engine;
-pub mod faults;
-pub mod http;
 pub mod idle;
-pub mod mesh;
 pub mod overhead;
-pub mod process;
 pub mod start;
 pub mod stats;
 
-use crate::starter;
+pub use crate::local_mesh::LocalError as BenchError;
+
+use crate::drill::{self, Case, frozen};
+use crate::starter::{self, Starter};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -39,9 +39,11 @@ pub enum What {
     /// What the mesh adds to an engine's time to first token, per token, and to its load.
     Overhead(overhead::OverheadArgs),
     /// The gap in an answer whose agent is killed (SIGKILL).
-    Failover(faults::FaultArgs),
+    Failover(FaultArgs),
     /// How soon a backup is asked when the answering agent freezes (SIGSTOP).
-    Freeze(faults::FaultArgs),
+    Freeze(FaultArgs),
+    /// 24 requests to three peers of which one freezes or is killed, against none.
+    Frozen(frozen::FrozenArgs),
     /// From the start of an agent until another can choose it; from SIGTERM until none does.
     Start(start::StartArgs),
     /// Memory, processor and network of an idle mesh of three.
@@ -49,6 +51,20 @@ pub enum What {
     /// The test engine of the other benchmarks.
     #[command(hide = true)]
     Engine(engine::EngineArgs),
+}
+
+/// `unamesh bench failover` and `unamesh bench freeze`: `unamesh drill --local` shows more.
+#[derive(Clone, Debug, clap::Args)]
+pub struct FaultArgs {
+    /// How often
+    #[arg(long, default_value_t = 20)]
+    pub trials: usize,
+    /// Tokens of an answer
+    #[arg(long, default_value_t = 40)]
+    pub tokens: usize,
+    /// On real engines: the starter's llama.cpp, installed if need be
+    #[arg(long)]
+    pub starter: bool,
 }
 
 /// What came out.
@@ -62,29 +78,6 @@ pub struct Report {
 
 /// Takes a line that says what is being done, for a terminal.
 pub type Progress = Arc<dyn Fn(&str) + Send + Sync>;
-
-/// Why there is no result.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {reason}")]
-pub struct BenchError {
-    what: String,
-    reason: String,
-}
-
-impl BenchError {
-    /// `what` failed for `reason`.
-    pub fn new(what: impl ToString, reason: impl ToString) -> Self {
-        BenchError {
-            what: what.to_string(),
-            reason: reason.to_string(),
-        }
-    }
-
-    /// For `map_err`.
-    pub fn during<E: std::fmt::Display>(what: impl ToString) -> impl FnOnce(E) -> Self {
-        move |error| BenchError::new(what, error)
-    }
-}
 
 /// Runs a benchmark; `None` for the test engine, which has nothing to report.
 ///
@@ -105,12 +98,9 @@ pub async fn run(args: BenchArgs, progress: Progress) -> Result<Option<Report>, 
     // The measuring threads block on their sockets, on purpose.
     let measured = tokio::task::spawn_blocking(move || match what {
         What::Overhead(args) => overhead::run(&args, &progress),
-        What::Failover(args) => {
-            faults::run(faults::Fault::Kill, &args, starter.as_ref(), &progress)
-        }
-        What::Freeze(args) => {
-            faults::run(faults::Fault::Freeze, &args, starter.as_ref(), &progress)
-        }
+        What::Failover(args) => fault(Case::Kill, &args, starter.as_ref(), &progress),
+        What::Freeze(args) => fault(Case::Freeze, &args, starter.as_ref(), &progress),
+        What::Frozen(args) => frozen::run(&args, &progress),
         What::Start(args) => start::run(&args, &progress),
         What::Idle(args) => idle::run(&args, &progress),
         What::Engine(_) => Err(BenchError::new("bench", "the engine is no benchmark")),
@@ -119,4 +109,48 @@ pub async fn run(args: BenchArgs, progress: Progress) -> Result<Option<Report>, 
         Ok(report) => report.map(Some),
         Err(e) => Err(BenchError::new("bench", e)),
     }
+}
+
+/// One case of the fire drill.
+fn fault(
+    case: Case,
+    args: &FaultArgs,
+    starter: Option<&Starter>,
+    progress: &Progress,
+) -> Result<Report, BenchError> {
+    let plan = drill::Plan {
+        cases: vec![case],
+        trials: args.trials,
+        answers: 1,
+        tokens: args.tokens,
+    };
+    let report = drill::on_own_mesh(&plan, starter, &|step| {
+        match step {
+            drill::Step::Say(what) => progress(what),
+            drill::Step::Trial { done, of, .. } => progress(&format!("trial {} of {of}", done + 1)),
+            drill::Step::Case(_) => {}
+        }
+        true
+    })?;
+    let all = report.json();
+    let mut json = all["cases"][case.name()].clone();
+    json["trials"] = all["trials"].clone();
+    let figure = |key: &str, p: &str| json[key][p].as_f64().unwrap_or(f64::NAN);
+    let text = format!(
+        "gap beyond the backup's own first token: p50 {} ms, p95 {} ms, max {} ms\n\
+         from the fault to the backup's dispatch: p50 {} ms, p95 {} ms, max {} ms\n\
+         {} trials; tokens lost {}, doubled {}, answers failed {}; noticed by: {}\n",
+        figure("gap_beyond_ttft_ms", "p50"),
+        figure("gap_beyond_ttft_ms", "p95"),
+        figure("gap_beyond_ttft_ms", "max"),
+        figure("dispatch_ms", "p50"),
+        figure("dispatch_ms", "p95"),
+        figure("dispatch_ms", "max"),
+        json["trials"],
+        json["tokens_lost"],
+        json["tokens_doubled"],
+        json["failed"],
+        json["reasons"],
+    );
+    Ok(Report { json, text })
 }

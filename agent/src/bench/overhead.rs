@@ -10,9 +10,9 @@
 //! engine's and the machine's own outliers too.
 
 use super::engine::MODEL;
-use super::http::{self, Connection};
-use super::mesh::{Mesh, Setup};
-use super::process::TestEngine;
+use crate::local_mesh::http::{self, Connection};
+use crate::local_mesh::{Mesh, Setup};
+use crate::local_mesh::process::TestEngine;
 use super::stats::{self, Samples, round};
 use super::{BenchError, Progress, Report};
 use serde_json::{Map, Value, json};

@@ -5,9 +5,9 @@
 //! choose it any more. The network lab of the tests measures the same between hosts.
 
 use super::engine::MODEL;
-use super::http::{self, Connection};
-use super::mesh::{Agent, Mesh, Setup};
-use super::process::{Signal, TestEngine, until};
+use crate::local_mesh::http::{self, Connection};
+use crate::local_mesh::{Agent, Mesh, Setup};
+use crate::local_mesh::process::{Signal, TestEngine, until};
 use super::stats::Samples;
 use super::{BenchError, Progress, Report};
 use serde_json::{Value, json};

@@ -2,6 +2,7 @@
 
 use crate::bench::BenchArgs;
 use crate::demo::DemoArgs;
+use crate::drill::Case;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -79,6 +80,8 @@ pub enum Command {
     Doctor,
     /// Three agents, a question, and an answer that survives its machine
     Demo(DemoArgs),
+    /// Fire drill: machines fail on purpose while they answer, and what is noticed of it is shown
+    Drill(DrillArgs),
     /// Measure what the mesh costs, and how fast it heals
     Bench(BenchArgs),
     /// Print a completion script: unamesh completions bash > ~/.local/share/bash-completion/completions/unamesh
@@ -206,6 +209,39 @@ pub struct DrainArgs {
     /// Running answers get this long
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub deadline: Duration,
+}
+
+/// `unamesh drill`.
+#[derive(Clone, Debug, Args)]
+pub struct DrillArgs {
+    /// On a mesh of its own on this machine: three agents with test engines
+    #[arg(long)]
+    pub local: bool,
+    /// With --local: the starter's llama.cpp instead of test engines, installed if need be
+    #[arg(long, requires = "local")]
+    pub starter: bool,
+    /// How often each case is played [default: 10; on the real mesh 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub trials: Option<u16>,
+    /// What happens to the machine that answers; all of it, if nothing is named
+    #[arg(long = "case", value_name = "CASE", value_enum, value_delimiter = ',')]
+    pub cases: Vec<Case>,
+    /// Answers at the same time
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub answers: u8,
+    /// Length of an answer in tokens
+    #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u16).range(16..=1024))]
+    pub tokens: u16,
+    /// On the real mesh: the model to ask [default: the first that is loaded]
+    #[arg(long, conflicts_with = "local")]
+    pub model: Option<String>,
+    /// On the real mesh: a machine that may be touched, by name or node id; may be repeated
+    /// [default: every one that serves the model]
+    #[arg(long = "peer", value_name = "NAME", conflicts_with = "local")]
+    pub peers: Vec<String>,
+    /// Do not ask before touching another machine
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 /// `unamesh completions`.

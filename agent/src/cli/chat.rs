@@ -43,7 +43,7 @@ pub(super) async fn run(context: &Context, mut args: ChatArgs) -> Result<(), Cli
 }
 
 /// The first language model that is loaded somewhere, else the first that could be.
-async fn first_model(context: &Context, mesh: &Mesh) -> Result<String, CliError> {
+pub(super) async fn first_model(context: &Context, mesh: &Mesh) -> Result<String, CliError> {
     let models = mesh.models().await?;
     let texts = || {
         models
@@ -224,7 +224,7 @@ fn seam(event: &Value) -> String {
 }
 
 /// A line of standard input; `None` at its end.
-async fn read_line() -> Result<Option<String>, CliError> {
+pub(super) async fn read_line() -> Result<Option<String>, CliError> {
     let read = tokio::task::spawn_blocking(|| {
         let mut line = String::new();
         std::io::stdin()

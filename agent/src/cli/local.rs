@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::error::{CliError, NO_AGENT};
 use super::text::Read as _;
+use crate::local_mesh::agent::Door;
 use crate::state::{AdminToken, AgentInfo, StateDir};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -60,6 +61,14 @@ impl Local {
             addr,
             token,
         })
+    }
+
+    /// Its API, for those who ask it in their own way.
+    pub fn door(&self) -> Door {
+        Door {
+            gateway: self.addr,
+            token: self.token.reveal().to_owned(),
+        }
     }
 
     /// `GET /unamesh/v1/{path}`.

@@ -19,6 +19,7 @@ pub mod context;
 mod demo;
 mod doctor;
 mod drain;
+mod drill;
 mod engines;
 pub mod error;
 mod events;
@@ -84,6 +85,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Drain(args) => client(drain::run(context, &args)),
         Command::Doctor => client(doctor::run(context)),
         Command::Demo(args) => client(demo::run(context, &args)),
+        Command::Drill(args) => client(drill::run(context, args)),
         Command::Bench(args) => client(bench::run(context, args)),
     }
 }

@@ -60,6 +60,8 @@ pub const KEYS: &[Key] = keys! {
         "Data planes to try besides those that are found: [\"192.168.1.20:11400\"].";
     "mesh.mdns", mesh.mdns,
         "Announce this machine and find others by multicast DNS.";
+    "mesh.advertise", mesh.advertise,
+        "Tell others these addresses of the data plane instead of this machine's own, behind a port forward or in a container: [\"192.168.1.20:11400\"].";
     "engines.detect", engines.detect,
         "Look for engines on their standard ports of this machine (Ollama 11434, llama.cpp 8080, LM Studio 1234, vLLM 8000).";
     "serve.grace_ms", serve.grace_ms,
@@ -68,6 +70,8 @@ pub const KEYS: &[Key] = keys! {
         "Requests that may wait for a slot of one engine; beyond it the answer is `busy`.";
     "serve.drain_ms", serve.drain_ms,
         "Milliseconds that running answers get at shutdown to move to another machine or end.";
+    "serve.drill", serve.drill,
+        "An administrator of the mesh may have this machine fail on purpose for up to 10 s (`unamesh drill`), while others ask it.";
     "log.level", log.level,
         "error, warn, info, debug or trace; per module: \"info,unamesh_client=debug\". Prompts, answers and keys are never logged.";
     "log.format", log.format,
@@ -214,7 +218,7 @@ impl Setting for SocketAddr {
         format!("\"{self}\"")
     }
     fn parse(text: &str) -> Result<Self, String> {
-        text.parse()
+        text.parse::<SocketAddr>()
             .map_err(|_| "expected address:port, for example 127.0.0.1:11400".into())
     }
 }
@@ -231,6 +235,18 @@ impl Setting for Vec<String> {
             .filter(|s| !s.is_empty())
             .map(str::to_owned)
             .collect())
+    }
+}
+
+impl Setting for Vec<SocketAddr> {
+    fn literal(&self) -> String {
+        let texts: Vec<String> = self.iter().map(SocketAddr::to_string).collect();
+        toml::Value::from(texts).to_string()
+    }
+    /// Comma-separated.
+    fn parse(text: &str) -> Result<Self, String> {
+        let parts = text.split(',').map(str::trim).filter(|s| !s.is_empty());
+        parts.map(<SocketAddr as Setting>::parse).collect()
     }
 }
 

@@ -81,6 +81,8 @@ pub struct MeshConfig {
     pub seeds: Vec<String>,
     /// Announce this node and look for others by multicast DNS.
     pub mdns: bool,
+    /// Where others reach the data plane, if not at this machine's own addresses.
+    pub advertise: Vec<SocketAddr>,
 }
 
 impl Default for MeshConfig {
@@ -91,6 +93,7 @@ impl Default for MeshConfig {
             join_port: 0,
             seeds: Vec::new(),
             mdns: true,
+            advertise: Vec::new(),
         }
     }
 }
@@ -182,6 +185,8 @@ pub struct ServeConfig {
     pub queue: usize,
     /// At shutdown, running answers get this long (ms) to move or end.
     pub drain_ms: u64,
+    /// Administrators of the mesh may have this agent play a fault for a few seconds.
+    pub drill: bool,
 }
 
 impl ServeConfig {
@@ -202,6 +207,7 @@ impl Default for ServeConfig {
             grace_ms: millis(timeouts::GRACE),
             queue: limits::MAX_QUEUE,
             drain_ms: millis(timeouts::SHUTDOWN),
+            drill: false,
         }
     }
 }
@@ -295,6 +301,12 @@ impl Config {
                     format!("{seed:?} is not host:port, for example \"192.168.1.20:{PORT}\""),
                 );
             }
+        }
+        if self.mesh.advertise.len() > limits::MAX_ADDRS {
+            return bad(
+                "mesh.advertise",
+                format!("must be at most {} addresses", limits::MAX_ADDRS),
+            );
         }
         if self.serve.queue > limits::MAX_QUEUE {
             return bad(

@@ -179,6 +179,7 @@ pub(super) async fn report_twins(
 pub(super) struct MeshWelcome {
     pub(super) me: NodeId,
     pub(super) listen: SocketAddr,
+    pub(super) advertise: Vec<SocketAddr>,
     pub(super) snapshot: watch::Receiver<Arc<Snapshot>>,
 }
 
@@ -189,9 +190,13 @@ impl Welcome for MeshWelcome {
 
     fn seeds(&self) -> Vec<String> {
         let own = addrs::own(self.listen.ip()).into_iter();
-        let mut seeds: Vec<String> = own
+        let own = own.map(|ip| SocketAddr::new(ip, self.listen.port()));
+        let told = self.advertise.iter().copied();
+        let own = own.filter(|_| self.advertise.is_empty());
+        let mut seeds: Vec<String> = told
+            .chain(own)
             .take(SEEDS_OF_ONE)
-            .map(|ip| SocketAddr::new(ip, self.listen.port()).to_string())
+            .map(|addr| addr.to_string())
             .collect();
         let snapshot = self.snapshot.borrow();
         let others = snapshot.peers.iter().filter(|p| p.advert.node != self.me);

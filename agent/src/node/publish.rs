@@ -69,6 +69,8 @@ pub struct Identity {
     pub name: String,
     /// Where the data plane is bound.
     pub listen: SocketAddr,
+    /// Where others reach it, if not at this machine's own addresses.
+    pub advertise: Vec<SocketAddr>,
 }
 
 /// What an advert is made of.
@@ -294,7 +296,7 @@ fn collect(identity: &Identity, sources: &Sources) -> Advert {
         state: phase.state,
         drain_ms: left.map_or(0, millis),
         role: identity.credentials.role,
-        addrs: own_addrs(identity.listen),
+        addrs: own_addrs(identity),
         swarm_port: sources.swarm_port,
         hardware: sources.hardware.borrow().clone(),
         engines,
@@ -308,8 +310,12 @@ pub fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
 }
 
-fn own_addrs(listen: SocketAddr) -> Vec<Addr> {
-    addrs::adverts(listen.ip(), listen.port())
+fn own_addrs(identity: &Identity) -> Vec<Addr> {
+    if identity.advertise.is_empty() {
+        addrs::adverts(identity.listen.ip(), identity.listen.port())
+    } else {
+        identity.advertise.iter().copied().map(Addr::new).collect()
+    }
 }
 
 fn millis(time: Duration) -> u32 {

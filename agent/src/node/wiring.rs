@@ -187,6 +187,7 @@ impl Wiring {
             life: Arc::clone(&opened.life),
             name: self.config.node_name(),
             listen: opened.listen,
+            advertise: self.config.mesh.advertise.clone(),
         });
         let sources = Sources {
             registry: Arc::clone(&self.registry),
@@ -297,6 +298,7 @@ impl Wiring {
         let welcome = Arc::new(MeshWelcome {
             me: opened.life.node,
             listen: opened.listen,
+            advertise: self.config.mesh.advertise.clone(),
             snapshot: mesh.table.snapshot(),
         });
         let inviter = ca.map(|ca| {

@@ -219,13 +219,13 @@ impl Starter {
     ///
     /// # Errors
     /// A path is not Unicode-clean enough for TOML.
-    pub fn config(&self, name: &str, port: u16) -> Result<String, toml::ser::Error> {
+    pub fn config(&self, name: &str, port: u16, extra: &[String]) -> Result<String, toml::ser::Error> {
         #[derive(serde::Serialize)]
         struct File {
             engine: [EngineConfig; 1],
         }
         toml::to_string(&File {
-            engine: [self.entry(name, port, &[])],
+            engine: [self.entry(name, port, extra)],
         })
     }
 }
@@ -299,7 +299,7 @@ mod tests {
             script: home.join("llama_server.py"),
             model: home.join("m.gguf"),
         };
-        let text = starter.config("starter", 7).unwrap();
+        let text = starter.config("starter", 7, &[]).unwrap();
         let config = crate::config::Config::parse(&text, Path::new("test.toml")).unwrap();
         assert_eq!(config.engine, [starter.entry("starter", 7, &[])]);
     }

@@ -4,8 +4,8 @@ use super::Reason;
 use super::attempt::{Attempt, Stage};
 use crate::time::Mono;
 use crate::timeouts::{
-    ATTACH_SUSPECT, DIAL, DIAL_SUSPECT, LOAD_MAX, SILENCE_GIVE_UP, STALL_GIVE_UP, STALL_MAX,
-    STALL_MIN,
+    ATTACH_SUSPECT, DIAL, DIAL_SUSPECT, LOAD_MAX, SILENCE_GIVE_UP, STALL_GAP_MIN, STALL_GIVE_UP,
+    STALL_MAX, STALL_MIN,
 };
 use crate::wire::Phase;
 use std::time::Duration;
@@ -55,15 +55,18 @@ impl Attempt {
     }
 
     /// What this client has seen one in a hundred exceed; until it has seen enough, eight times
-    /// what the ranking expects, which is no longer an engine's usual jitter. A queue or a load
+    /// what the ranking expects and this stream shows, which is no longer an engine's usual jitter. A queue or a load
     /// that reports itself may take as long as a load takes.
     pub(super) fn stall_bound(&self) -> Duration {
         let known = &self.candidate;
-        let (learned, expected) = match (self.stage, self.phase) {
+        let (learned, expected, least) = match (self.stage, self.phase) {
             (_, Some((Phase::Queued | Phase::Loading, _))) => return LOAD_MAX,
-            (Stage::Producing, _) => (known.learned.gap, known.expected_itl),
-            _ => (known.learned.first, known.expected_ttft),
+            (Stage::Producing, _) => (known.learned.gap, self.itl, STALL_GAP_MIN),
+            _ => (known.learned.first, known.expected_ttft, STALL_MIN),
         };
-        learned.unwrap_or(expected * 8).clamp(STALL_MIN, STALL_MAX)
+        match learned {
+            Some(longest) => longest.clamp(least, STALL_MAX),
+            None => (expected * 8).clamp(STALL_MIN, STALL_MAX),
+        }
     }
 }

@@ -1,6 +1,6 @@
-//! Processes of a benchmark: this program again, and the test engine.
+//! Processes that end with their handle: this program again, and the test engine.
 
-use super::BenchError;
+use super::{LocalError, http};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -32,15 +32,15 @@ impl Process {
     ///
     /// # Errors
     /// It has ended, or this system has no such signals.
-    pub fn signal(&self, signal: Signal) -> Result<(), BenchError> {
-        send_signal(self.0.id(), signal)
+    pub fn signal(&self, signal: Signal) -> Result<(), LocalError> {
+        send(self.0.id(), signal)
     }
 
     /// Waits for the end after SIGTERM.
     ///
     /// # Errors
     /// It does not end.
-    pub fn ended(&mut self) -> Result<(), BenchError> {
+    pub fn ended(&mut self) -> Result<(), LocalError> {
         until("an agent ends after SIGTERM", STOP, || {
             Ok(self.0.try_wait().ok().flatten().map(|_| ()))
         })
@@ -53,7 +53,7 @@ impl Drop for Process {
     }
 }
 
-/// What a benchmark does to a process.
+/// What is done to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// SIGTERM: leave.
@@ -64,8 +64,12 @@ pub enum Signal {
     Thaw,
 }
 
+/// Sends `signal` to any process of this user.
+///
+/// # Errors
+/// It has ended, or this system has no such signals.
 #[cfg(unix)]
-fn send_signal(pid: u32, signal: Signal) -> Result<(), BenchError> {
+pub fn send(pid: u32, signal: Signal) -> Result<(), LocalError> {
     use rustix::process::{self, Pid};
     let signal = match signal {
         Signal::Terminate => process::Signal::TERM,
@@ -73,13 +77,17 @@ fn send_signal(pid: u32, signal: Signal) -> Result<(), BenchError> {
         Signal::Thaw => process::Signal::CONT,
     };
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| BenchError::new("signal", "no such process"))?;
-    process::kill_process(pid, signal).map_err(BenchError::during("signal"))
+    let pid = pid.ok_or_else(|| LocalError::new("signal", "no such process"))?;
+    process::kill_process(pid, signal).map_err(LocalError::during("signal"))
 }
 
+/// Signals are Unix's.
+///
+/// # Errors
+/// Always.
 #[cfg(not(unix))]
-fn send_signal(_: u32, _: Signal) -> Result<(), BenchError> {
-    Err(BenchError::new("signal", "this system has no such signals"))
+pub fn send(_: u32, _: Signal) -> Result<(), LocalError> {
+    Err(LocalError::new("signal", "this system has no such signals"))
 }
 
 /// The bundled test engine as a process.
@@ -94,7 +102,7 @@ impl TestEngine {
     ///
     /// # Errors
     /// It does not come up.
-    pub fn start() -> Result<Self, BenchError> {
+    pub fn start() -> Result<Self, LocalError> {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
@@ -102,7 +110,7 @@ impl TestEngine {
     ///
     /// # Errors
     /// It does not come up.
-    pub fn restart(&mut self) -> Result<(), BenchError> {
+    pub fn restart(&mut self) -> Result<(), LocalError> {
         self.process.kill();
         *self = Self::start_at(self.addr)?;
         Ok(())
@@ -113,7 +121,17 @@ impl TestEngine {
         self.process.kill();
     }
 
-    fn start_at(addr: SocketAddr) -> Result<Self, BenchError> {
+    /// It makes no more tokens, though it takes requests and says that it is well; or does again.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn hang(&self, hung: bool) -> Result<(), LocalError> {
+        let target = if hung { "/bench/hang" } else { "/bench/go" };
+        let said = http::once(self.addr, target, None, Some(""));
+        said.map(drop).map_err(LocalError::during("the test engine"))
+    }
+
+    fn start_at(addr: SocketAddr) -> Result<Self, LocalError> {
         let what = "the test engine";
         let mut child = program()?
             .args(["bench", "engine", "--listen", &addr.to_string()])
@@ -121,26 +139,26 @@ impl TestEngine {
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
-            .map_err(BenchError::during(what))?;
+            .map_err(LocalError::during(what))?;
         let stdout = child.stdout.take();
         let process = Process(child);
         let mut line = String::new();
         if let Some(stdout) = stdout {
             BufReader::new(stdout)
                 .read_line(&mut line)
-                .map_err(BenchError::during(what))?;
+                .map_err(LocalError::during(what))?;
         }
-        let said: Value = serde_json::from_str(&line).map_err(BenchError::during(what))?;
+        let said: Value = serde_json::from_str(&line).map_err(LocalError::during(what))?;
         let addr = said["listen"].as_str().and_then(|a| a.parse().ok());
-        let addr = addr.ok_or_else(|| BenchError::new(what, "it said no address"))?;
+        let addr = addr.ok_or_else(|| LocalError::new(what, "it said no address"))?;
         Ok(TestEngine { process, addr })
     }
 }
 
 /// This program again, without what this run was configured with.
-pub fn program() -> Result<Command, BenchError> {
+pub fn program() -> Result<Command, LocalError> {
     let what = "the path of this program";
-    let mut command = Command::new(std::env::current_exe().map_err(BenchError::during(what))?);
+    let mut command = Command::new(std::env::current_exe().map_err(LocalError::during(what))?);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("UNAMESH_") {
             command.env_remove(name);
@@ -156,15 +174,15 @@ pub fn program() -> Result<Command, BenchError> {
 pub fn until<T>(
     what: &str,
     limit: Duration,
-    mut condition: impl FnMut() -> Result<Option<T>, BenchError>,
-) -> Result<T, BenchError> {
+    mut condition: impl FnMut() -> Result<Option<T>, LocalError>,
+) -> Result<T, LocalError> {
     let start = Instant::now();
     loop {
         if let Some(found) = condition()? {
             return Ok(found);
         }
         if start.elapsed() > limit {
-            return Err(BenchError::new(what, format!("not within {limit:?}")));
+            return Err(LocalError::new(what, format!("not within {limit:?}")));
         }
         std::thread::sleep(POLL);
     }
