@@ -6,10 +6,10 @@
 //! of their engines over TCP.
 
 use super::engine::MODEL;
-use crate::local_mesh::{Mesh, Setup};
-use crate::local_mesh::process::{TestEngine, program};
 use super::stats::{Samples, cpu_time, round, rss_mb};
 use super::{BenchError, Progress, Report};
+use crate::local_mesh::process::{TestEngine, program};
+use crate::local_mesh::{Mesh, Setup};
 use serde_json::{Value, json};
 use std::fs;
 use std::process::{Command, Stdio};

@@ -10,11 +10,11 @@
 //! engine's and the machine's own outliers too.
 
 use super::engine::MODEL;
-use crate::local_mesh::http::{self, Connection};
-use crate::local_mesh::{Mesh, Setup};
-use crate::local_mesh::process::TestEngine;
 use super::stats::{self, Samples, round};
 use super::{BenchError, Progress, Report};
+use crate::local_mesh::http::{self, Connection};
+use crate::local_mesh::process::TestEngine;
+use crate::local_mesh::{Mesh, Setup};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
 use std::net::SocketAddr;

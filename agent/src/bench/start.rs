@@ -5,11 +5,11 @@
 //! choose it any more. The network lab of the tests measures the same between hosts.
 
 use super::engine::MODEL;
-use crate::local_mesh::http::{self, Connection};
-use crate::local_mesh::{Agent, Mesh, Setup};
-use crate::local_mesh::process::{Signal, TestEngine, until};
 use super::stats::Samples;
 use super::{BenchError, Progress, Report};
+use crate::local_mesh::http::{self, Connection};
+use crate::local_mesh::process::{Signal, TestEngine, until};
+use crate::local_mesh::{Agent, Mesh, Setup};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 

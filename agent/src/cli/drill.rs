@@ -61,7 +61,11 @@ fn plan(args: &DrillArgs) -> Plan {
     if cases.is_empty() {
         cases = Case::ALL.to_vec();
     }
-    let usual = if args.local { TRIALS_LOCAL } else { TRIALS_REAL };
+    let usual = if args.local {
+        TRIALS_LOCAL
+    } else {
+        TRIALS_REAL
+    };
     Plan {
         cases,
         trials: usize::from(args.trials.unwrap_or(usual)),
@@ -156,7 +160,12 @@ async fn stage(context: &Context, args: &DrillArgs) -> Result<RealStage, CliErro
         confirm(context, &chosen).await?;
     }
     let allowed: BTreeSet<String> = chosen.iter().map(|(node, _)| (*node).to_owned()).collect();
-    Ok(RealStage::new(door, &model, usize::from(args.tokens), allowed))
+    Ok(RealStage::new(
+        door,
+        &model,
+        usize::from(args.tokens),
+        allowed,
+    ))
 }
 
 /// Those of `others` that `wanted` names; all of them, if it names none.
@@ -178,9 +187,8 @@ fn choose<'a>(
         );
         return Err(CliError::new("not_found", message));
     }
-    let named = |other: &&(&str, &str)| {
-        wanted.is_empty() || wanted.iter().any(|wanted| is(wanted, other))
-    };
+    let named =
+        |other: &&(&str, &str)| wanted.is_empty() || wanted.iter().any(|wanted| is(wanted, other));
     Ok(others.iter().filter(named).copied().collect())
 }
 
@@ -205,8 +213,9 @@ async fn confirm(context: &Context, chosen: &[(&str, &str)]) -> Result<(), CliEr
         let answer = read_line().await?.unwrap_or_default();
         if !matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
             let message = format!("{} is left alone, and the drill with it", printable(name));
-            return Err(CliError::new("declined", message)
-                .next(context.command("drill --peer NAME")));
+            return Err(
+                CliError::new("declined", message).next(context.command("drill --peer NAME"))
+            );
         }
     }
     Ok(())
@@ -227,7 +236,12 @@ mod tests {
         assert_eq!(names(&[]).unwrap(), ["desk", "tower"]);
         assert_eq!(names(&["tower"]).unwrap(), ["tower"]);
         assert_eq!(names(&["abcd"]).unwrap(), ["desk"]);
-        assert!(names(&["tower", "cellar"]).unwrap_err().message.contains("cellar"));
+        assert!(
+            names(&["tower", "cellar"])
+                .unwrap_err()
+                .message
+                .contains("cellar")
+        );
         assert!(names(&["ab"]).is_err());
     }
 }

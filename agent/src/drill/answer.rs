@@ -170,7 +170,9 @@ impl Seen {
         }
         self.last = Some(now);
         self.tokens += 1;
-        self.answer.text.push_str(event["text"].as_str().unwrap_or_default());
+        self.answer
+            .text
+            .push_str(event["text"].as_str().unwrap_or_default());
         let index = event["index"].as_u64().unwrap_or_default();
         self.answer.doubled += usize::from(index < self.next);
         self.answer.lost += usize::try_from(index.saturating_sub(self.next)).unwrap_or(usize::MAX);
@@ -180,10 +182,7 @@ impl Seen {
     fn judge(self, fault: &Fault) -> Answer {
         let victim = fault.struck.get().map(|(_, node)| node);
         let hit = self.answer.heal.is_some() || victim == Some(&self.node);
-        Answer {
-            hit,
-            ..self.answer
-        }
+        Answer { hit, ..self.answer }
     }
 }
 
@@ -300,9 +299,15 @@ mod tests {
         let events = [started(), token(0), token(1), change(), token(2), done];
         let answer = read(&events, 3, "b");
         let heal = answer.heal.clone().unwrap();
-        assert_eq!((heal.seam.as_str(), heal.reason.as_str()), ("exact", "it fell silent"));
+        assert_eq!(
+            (heal.seam.as_str(), heal.reason.as_str()),
+            ("exact", "it fell silent")
+        );
         assert_eq!(heal.backup_ttft, Duration::from_micros(12_500));
-        assert_eq!((answer.lost, answer.doubled, answer.other_changes), (0, 0, 0));
+        assert_eq!(
+            (answer.lost, answer.doubled, answer.other_changes),
+            (0, 0, 0)
+        );
         assert_eq!(answer.usual.len(), 1);
         assert!(answer.hit && answer.failed.is_none() && heal.gap <= answer.largest);
 

@@ -17,13 +17,7 @@ pub enum Case {
 
 impl Case {
     /// All of them, in the order of the report.
-    pub const ALL: [Case; 5] = [
-        Case::Kill,
-        Case::Freeze,
-        Case::Cut,
-        Case::Hang,
-        Case::Drain,
-    ];
+    pub const ALL: [Case; 5] = [Case::Kill, Case::Freeze, Case::Cut, Case::Hang, Case::Drain];
 
     /// As scripts read it, and as the protocol calls the fault.
     pub const fn name(self) -> &'static str {

@@ -117,12 +117,7 @@ impl LocalStage {
     }
 
     fn uninterrupted(&self) -> Result<String, LocalError> {
-        let answer = Answer::read(
-            &self.door()?,
-            &self.request,
-            &Fault::default(),
-            |_, _| {},
-        );
+        let answer = Answer::read(&self.door()?, &self.request, &Fault::default(), |_, _| {});
         match answer.failed {
             Some(why) => Err(LocalError::new("the answer to compare with", why)),
             None => Ok(answer.text),

@@ -96,19 +96,12 @@ pub fn on_own_mesh(
 ///
 /// # Errors
 /// A fault could not be played, or its end did not come.
-pub fn on(
-    stage: &mut dyn Stage,
-    plan: &Plan,
-    steps: Steps<'_>,
-) -> Result<DrillReport, LocalError> {
+pub fn on(stage: &mut dyn Stage, plan: &Plan, steps: Steps<'_>) -> Result<DrillReport, LocalError> {
     let mut report = DrillReport {
         trials: plan.trials,
         ..DrillReport::default()
     };
-    let (of, span) = (
-        plan.trials,
-        plan.tokens.saturating_sub(2 * MARGIN).max(1),
-    );
+    let (of, span) = (plan.trials, plan.tokens.saturating_sub(2 * MARGIN).max(1));
     for &case in &plan.cases {
         let mut trials = Vec::new();
         for done in 0..of {

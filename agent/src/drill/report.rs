@@ -47,12 +47,16 @@ impl CaseReport {
 
     /// Answers that did not come to their end.
     pub fn failed(&self) -> usize {
-        self.answers().filter(|answer| answer.failed.is_some()).count()
+        self.answers()
+            .filter(|answer| answer.failed.is_some())
+            .count()
     }
 
     /// How much longer the gaps were than the backup's own first token took, in milliseconds.
     pub fn beyond(&self) -> Samples {
-        self.heals().map(|h| ms(h.gap) - ms(h.backup_ttft)).collect()
+        self.heals()
+            .map(|h| ms(h.gap) - ms(h.backup_ttft))
+            .collect()
     }
 
     /// The longest time between two tokens in each answer that was hit.
@@ -116,7 +120,10 @@ impl DrillReport {
     /// Between tokens while nothing was wrong, in milliseconds, of the whole drill.
     pub fn usual(&self) -> Samples {
         let answers = self.cases.iter().flat_map(CaseReport::answers);
-        answers.flat_map(|answer| &answer.usual).map(|gap| ms(*gap)).collect()
+        answers
+            .flat_map(|answer| &answer.usual)
+            .map(|gap| ms(*gap))
+            .collect()
     }
 
     /// For scripts.
@@ -146,7 +153,10 @@ impl DrillReport {
         let mut found: Vec<String> = found.map(|(n, what)| format!("{n} {what}")).collect();
         let idle = |case: &&CaseReport| !case.trials.iter().any(|trial| trial.struck);
         found.extend(self.cases.iter().filter(idle).map(|case| {
-            format!("no answer came from a machine that may {}", case.case.name())
+            format!(
+                "no answer came from a machine that may {}",
+                case.case.name()
+            )
         }));
         (!found.is_empty()).then(|| found.join(", "))
     }

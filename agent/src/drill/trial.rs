@@ -70,9 +70,8 @@ pub fn run(
                 }
             })
         });
-        let others = (1..answers).map(|_| {
-            scope.spawn(move || Answer::read(door, request, fault, |_, _| {}))
-        });
+        let others = (1..answers)
+            .map(|_| scope.spawn(move || Answer::read(door, request, fault, |_, _| {})));
         let others: Vec<_> = others.collect();
         // An error: the answer was over before.
         let struck = due.recv().map_or(Ok(false), |node| {

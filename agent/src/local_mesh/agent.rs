@@ -55,8 +55,7 @@ impl Door {
         let (status, answer) =
             http::once(self.gateway, &target, Some(&self.token), body.as_deref())
                 .map_err(LocalError::during(&target))?;
-        let answer: Value =
-            serde_json::from_slice(&answer).map_err(LocalError::during(&target))?;
+        let answer: Value = serde_json::from_slice(&answer).map_err(LocalError::during(&target))?;
         match (status, answer["error"]["message"].as_str()) {
             (200, _) => Ok(answer),
             (_, Some(message)) => Err(LocalError::new(path, message)),

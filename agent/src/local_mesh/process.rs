@@ -128,7 +128,8 @@ impl TestEngine {
     pub fn hang(&self, hung: bool) -> Result<(), LocalError> {
         let target = if hung { "/bench/hang" } else { "/bench/go" };
         let said = http::once(self.addr, target, None, Some(""));
-        said.map(drop).map_err(LocalError::during("the test engine"))
+        said.map(drop)
+            .map_err(LocalError::during("the test engine"))
     }
 
     fn start_at(addr: SocketAddr) -> Result<Self, LocalError> {

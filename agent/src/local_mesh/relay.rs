@@ -213,7 +213,10 @@ mod tests {
         assert_ne!(from, a.local_addr().unwrap());
         b.send_to(b"to a", from).unwrap();
         let (length, from_b) = a.recv_from(&mut buffer).unwrap();
-        assert_eq!((&buffer[..length], from_b), (&b"to a"[..], relay.fronts()[1]));
+        assert_eq!(
+            (&buffer[..length], from_b),
+            (&b"to a"[..], relay.fronts()[1])
+        );
 
         for cut in [0, 1] {
             relay.cut(cut, true);

@@ -219,7 +219,12 @@ impl Starter {
     ///
     /// # Errors
     /// A path is not Unicode-clean enough for TOML.
-    pub fn config(&self, name: &str, port: u16, extra: &[String]) -> Result<String, toml::ser::Error> {
+    pub fn config(
+        &self,
+        name: &str,
+        port: u16,
+        extra: &[String],
+    ) -> Result<String, toml::ser::Error> {
         #[derive(serde::Serialize)]
         struct File {
             engine: [EngineConfig; 1],

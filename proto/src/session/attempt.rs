@@ -138,9 +138,14 @@ impl Attempt {
         self.heard = now;
     }
 
-    /// Progress came; only a phase or count that changed is an advance.
+    /// Progress came; only a phase or count that changed is an advance, and that a token was
+    /// made is none once the token is here.
     pub fn progress(&mut self, phase: Phase, done: u32, now: Mono) {
-        if self.phase != Some((phase, done)) {
+        let news = match self.phase {
+            Some((Phase::Generating, made)) if phase == Phase::Generating => done > made,
+            known => known != Some((phase, done)),
+        };
+        if news {
             if self.works() {
                 self.longest = self.longest.max(now.since(self.advanced));
             }
@@ -149,8 +154,8 @@ impl Attempt {
         }
     }
 
-    /// Its next token came.
-    pub fn token(&mut self, now: Mono) {
+    /// Its next piece came, of so many tokens.
+    pub fn token(&mut self, tokens: u32, now: Mono) {
         let stretch = now.since(self.advanced);
         if self.stage == Stage::Producing {
             self.gaps.record(stretch);
@@ -159,6 +164,11 @@ impl Attempt {
         } else if self.works() {
             self.first = Some(self.longest.max(stretch));
         }
+        let made = match self.phase {
+            Some((Phase::Generating, made)) => made,
+            _ => 0,
+        };
+        self.phase = Some((Phase::Generating, made.saturating_add(tokens)));
         self.next += 1;
         self.stage = Stage::Producing;
         self.advanced = now;

@@ -53,7 +53,7 @@ impl Session {
             return self.fail(id, Reason::Protocol);
         }
         let back = attempt.reattaches().then(|| attempt.node());
-        attempt.token(now);
+        attempt.token(token.chunk.tokens, now);
         let differed = attempt.differs;
         let index = token.index as usize;
         if let Some(node) = back {
