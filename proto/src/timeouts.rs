@@ -107,6 +107,9 @@ pub const GOODBYE_REPEAT: Duration = Duration::from_millis(20);
 pub const JOIN: Duration = Duration::from_secs(5);
 /// The longest that an invitation stays open: nobody should find one in a chat a week later.
 pub const INVITE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// A fire drill on a machine of others lasts at most this long: longer than any bound on silence
+/// or on a stall that it is to show, and over before anybody would look for the cause.
+pub const DRILL_MAX: Duration = Duration::from_secs(10);
 /// A shutdown waits this long for tasks and running streams before it gives up on them.
 pub const SHUTDOWN: Duration = Duration::from_secs(5);
 /// A warm slot: how often engines are asked for health and models.

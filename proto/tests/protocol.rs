@@ -13,6 +13,7 @@ use unamesh_proto::{limits, timeouts};
 const DOCUMENT: &str = include_str!("../PROTOCOL.md");
 const WIRE: [&str; 4] = [
     include_str!("../src/wire/stream.rs"),
+    include_str!("../src/wire/drill.rs"),
     include_str!("../src/wire/generate.rs"),
     include_str!("../src/wire/node.rs"),
     include_str!("../src/wire/error.rs"),

@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast;
-use unamesh_proto::wire::Role;
+use unamesh_proto::wire::{Fault, Role};
 
 /// The agent as its local API sees it. Every value is JSON that the command line and scripts
 /// read; the README documents the keys.
@@ -37,6 +37,25 @@ pub trait Control: Send + Sync + 'static {
     /// # Errors
     /// It drains already.
     async fn drain(&self, deadline: Duration) -> Result<Value, ControlError>;
+
+    /// `POST drill`: has another node play a fault for a moment.
+    ///
+    /// # Errors
+    /// There is no such node, or it refuses; nothing was done.
+    async fn drill(&self, _ask: DrillAsk) -> Result<Value, ControlError> {
+        Err(ControlError::conflict("this agent asks nobody to fail"))
+    }
+}
+
+/// A fault that another node is to play.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DrillAsk {
+    /// Who: its name or node id.
+    pub node: String,
+    /// Which.
+    pub fault: Fault,
+    /// For how long.
+    pub long: Duration,
 }
 
 /// What an invitation allows.
@@ -77,6 +96,15 @@ impl ControlError {
         ControlError {
             status: 409,
             code: "conflict",
+            message: message.into(),
+        }
+    }
+
+    /// Another node does not do it (403).
+    pub fn refused(message: impl Into<String>) -> Self {
+        ControlError {
+            status: 403,
+            code: "refused",
             message: message.into(),
         }
     }

@@ -2,7 +2,7 @@
 //! [`super::guard`] has checked the bearer token before a request arrives here.
 
 use super::GatewayState;
-use super::control::InviteOptions;
+use super::control::{DrillAsk, InviteOptions};
 use super::error::ApiError;
 use super::openai::{Reply, json_reply, read_body};
 use super::request::{self, Api, Parsed};
@@ -21,7 +21,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 use unamesh_client::clock;
-use unamesh_proto::wire::Role;
+use unamesh_proto::wire::{Fault, Role};
 
 /// The routes, relative to `/unamesh/v1`.
 pub fn routes() -> Router<GatewayState> {
@@ -35,6 +35,7 @@ pub fn routes() -> Router<GatewayState> {
         .route("/ping", post(ping))
         .route("/invite", post(invite))
         .route("/drain", post(drain))
+        .route("/drill", post(drill))
         .route("/generate", post(generate))
 }
 
@@ -155,6 +156,31 @@ async fn drain(State(state): State<GatewayState>, request: Request) -> Reply {
     let DrainBody { deadline_ms } = options(request).await?;
     let deadline = Duration::from_millis(deadline_ms);
     Ok(json_reply(state.control.drain(deadline).await?.to_string()))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct DrillBody {
+    /// Name or node id.
+    node: String,
+    fault: String,
+    for_ms: u64,
+}
+
+async fn drill(State(state): State<GatewayState>, request: Request) -> Reply {
+    let DrillBody {
+        node,
+        fault,
+        for_ms,
+    } = options(request).await?;
+    let Some(fault) = Fault::KNOWN.iter().copied().find(|f| f.name() == fault) else {
+        let names: Vec<&str> = Fault::KNOWN.iter().map(|f| f.name()).collect();
+        let message = format!("fault must be one of {}, got {fault:?}", names.join(", "));
+        return Err(ApiError::field("fault", message));
+    };
+    let long = Duration::from_millis(for_ms);
+    let ask = DrillAsk { node, fault, long };
+    Ok(json_reply(state.control.drill(ask).await?.to_string()))
 }
 
 /// A small body of options; an empty one means the defaults.

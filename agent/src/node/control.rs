@@ -8,7 +8,7 @@ use super::table::TableHandle;
 use super::verify::Verifier;
 use crate::ca::Inviter;
 use crate::engine::registry::Registry;
-use crate::gateway::{Control, ControlError, InviteOptions};
+use crate::gateway::{Control, ControlError, DrillAsk, InviteOptions};
 use crate::serve::Service;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
@@ -20,12 +20,14 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use unamesh_client::client::MeshClient;
 use unamesh_client::clock;
+use unamesh_client::framing::open;
 use unamesh_client::pool::Pool;
+use unamesh_client::transport::LinkError;
 use unamesh_proto::breaker::State;
 use unamesh_proto::session::Reason;
 use unamesh_proto::table::{Liveness, Peer};
-use unamesh_proto::wire::{Addr, NodeState, Role};
-use unamesh_proto::{NodeId, limits};
+use unamesh_proto::wire::{Addr, Drill, DrillStarted, NodeState, Role, StreamKind};
+use unamesh_proto::{NodeId, limits, timeouts};
 
 /// Paths of one peer that are tried at the same time. Each may be a connection of its own, and
 /// the peer lets us hold few of them, our ordinary one included.
@@ -214,6 +216,40 @@ impl Control for NodeControl {
             "active": self.service.active(),
             "deadline_ms": millis(deadline),
         }))
+    }
+
+    async fn drill(&self, ask: DrillAsk) -> Result<Value, ControlError> {
+        let snapshot = Arc::clone(&self.table.snapshot().borrow());
+        let me = self.identity.life.node;
+        let mut others = snapshot.peers.iter().filter(|p| p.advert.node != me);
+        let peer = others.find(|p| is_named(&p.advert.node, &p.advert.name, &ask.node));
+        let peer = peer.ok_or_else(|| {
+            ControlError::not_found(format!("no other machine is called {:?}", ask.node))
+        })?;
+        let drill = Drill {
+            fault: ask.fault,
+            for_ms: u32::try_from(ask.long.as_millis()).unwrap_or(u32::MAX),
+        };
+        let asked = async {
+            let connection = self.pool.connection(peer.advert.node).await?;
+            let (_writer, mut reader) = open(&connection, StreamKind::Admin, &drill).await?;
+            Ok::<_, LinkError>(reader.expect::<DrillStarted>().await?)
+        };
+        let name = &peer.advert.name;
+        match tokio::time::timeout(timeouts::OPENING, asked).await {
+            Ok(Ok(started)) => Ok(json!({
+                "node": peer.advert.node,
+                "name": name,
+                "fault": ask.fault.name(),
+                "for_ms": started.for_ms,
+            })),
+            Ok(Err(LinkError::Refused(error))) => Err(ControlError::refused(format!(
+                "{name} refuses: {}",
+                error.message
+            ))),
+            Ok(Err(error)) => Err(ControlError::failed(format!("{name}: {error}"))),
+            Err(_) => Err(ControlError::failed(format!("{name} does not answer"))),
+        }
     }
 }
 

@@ -122,6 +122,7 @@ pub(super) async fn start(
     let limits = ServeConfig {
         queue: config.serve.queue,
         grace: config.serve.grace(),
+        drill: config.serve.drill,
         ..ServeConfig::default()
     };
     let service = Service::new(Arc::clone(&registry), limits, tasks.clone(), stop.clone());

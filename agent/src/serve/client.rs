@@ -1,8 +1,10 @@
 //! The client's end of a stream, as a serving task sees it.
 
+use super::drills::Drills;
 use super::encoder::Encoder;
 use bytes::Bytes;
 use quinn::{ConnectionError, SendStream};
+use std::sync::Arc;
 use std::time::Duration;
 use unamesh_client::endpoint::{CLOSE_NORMAL, close_code};
 use unamesh_client::framing::RecordReader;
@@ -27,17 +29,24 @@ pub(super) struct Client {
     connection: quinn::Connection,
     send: SendStream,
     gone: BoxFuture<Gone>,
+    drills: Arc<Drills>,
 }
 
 impl Client {
     /// The client on a stream of `connection`, from which everything was read that it has to
     /// say.
-    pub fn new(connection: quinn::Connection, send: SendStream, reader: RecordReader) -> Self {
+    pub fn new(
+        connection: quinn::Connection,
+        send: SendStream,
+        reader: RecordReader,
+        drills: Arc<Drills>,
+    ) -> Self {
         let gone = Box::pin(gone(connection.clone(), send.stopped(), reader));
         Client {
             connection,
             send,
             gone,
+            drills,
         }
     }
 
@@ -52,6 +61,12 @@ impl Client {
     /// # Errors
     /// Nobody listens, or nothing was taken for `stall`.
     pub async fn write(&mut self, records: &mut [Bytes], stall: Duration) -> Result<(), Gone> {
+        if self.drills.is_silent() {
+            tokio::select! {
+                () = self.drills.over() => {}
+                gone = self.gone.as_mut() => return Err(gone),
+            }
+        }
         let mut rest = records;
         while !rest.is_empty() {
             let written = tokio::select! {

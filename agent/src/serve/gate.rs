@@ -9,6 +9,8 @@ enum Audience {
     Members,
     /// Those who serve and gossip.
     Agents,
+    /// Those who may change settings of others.
+    Admins,
     /// Nobody: this build does not serve the kind.
     Nobody,
 }
@@ -26,7 +28,7 @@ const fn audience(kind: StreamKind) -> Audience {
         StreamKind::Transcribe => Audience::Nobody,
         StreamKind::Converse => Audience::Nobody,
         StreamKind::Tunnel => Audience::Nobody,
-        StreamKind::Admin => Audience::Nobody,
+        StreamKind::Admin => Audience::Admins,
         StreamKind::Unknown(_) => Audience::Nobody,
     }
 }
@@ -39,6 +41,7 @@ pub(super) fn check(role: Role, kind: StreamKind) -> Result<(), WireError> {
     let allowed = match audience(kind) {
         Audience::Members => matches!(role, Role::Admin | Role::Agent | Role::Client),
         Audience::Agents => role.is_agent(),
+        Audience::Admins => role == Role::Admin,
         Audience::Nobody => {
             let message = format!("this agent serves no {kind} streams (code {})", kind.code());
             return Err(WireError::new(ErrorCode::Unsupported, message));
@@ -61,13 +64,14 @@ mod tests {
 
     #[test]
     fn every_role_and_kind_has_its_answer() {
-        use StreamKind::{Attach, Exchange, Generate, Probe, Watch};
+        use StreamKind::{Admin, Attach, Exchange, Generate, Probe, Watch};
         for &role in Role::KNOWN {
             for &kind in StreamKind::KNOWN {
                 let expected = match (role, kind) {
                     (_, Probe | Watch | Generate | Attach) => None,
                     (Role::Admin | Role::Agent, Exchange) => None,
-                    (_, Exchange) => Some(ErrorCode::Forbidden),
+                    (Role::Admin, Admin) => None,
+                    (_, Exchange | Admin) => Some(ErrorCode::Forbidden),
                     _ => Some(ErrorCode::Unsupported),
                 };
                 assert_eq!(refusal(role, kind), expected, "{role} {kind}");

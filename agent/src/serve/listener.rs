@@ -15,7 +15,7 @@ use quinn::{Connection, Incoming};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use unamesh_client::endpoint::{canonical, close_code, member_of};
+use unamesh_client::endpoint::{CLOSE_NORMAL, canonical, close_code, member_of};
 use unamesh_client::identity::Member;
 use unamesh_proto::wire::ErrorCode;
 use unamesh_proto::{NodeId, limits, timeouts};
@@ -62,6 +62,10 @@ impl Listener {
     }
 
     fn take(self: &Arc<Self>, incoming: Incoming) {
+        if self.service.drills().is_silent() {
+            incoming.ignore();
+            return;
+        }
         let loaded = self.handshakes.count() >= limits::MAX_UNPROVEN_HANDSHAKES;
         if loaded && !incoming.remote_address_validated() && incoming.may_retry() {
             // It cannot fail: `may_retry` was asked.
@@ -98,9 +102,14 @@ impl Listener {
             }
         };
         self.hooks.connected(guest.member, connection.clone());
+        let mut kills = self.service.drills().kills();
         loop {
             let accepted = tokio::select! {
                 () = self.service.leaving().stopped() => return,
+                Ok(()) = kills.changed() => {
+                    connection.close(CLOSE_NORMAL, b"restarted");
+                    return;
+                }
                 accepted = connection.accept_bi() => accepted,
             };
             let Ok((send, recv)) = accepted else { return };

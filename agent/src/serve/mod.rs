@@ -15,6 +15,7 @@
 //! - [`run`]: one generation as its frames: the engine's stream, polled where it is needed.
 //! - [`generation`]: a run with a journal and a client elsewhere, in one task.
 //! - [`watch`]: the peer table for those who do not gossip.
+//! - [`drills`]: faults that are played on purpose.
 //!
 //! Every task is on the tracker that [`Service::new`] got and ends when the token is
 //! cancelled: running streams end with a typed error, then their tasks return. Whoever stops
@@ -23,6 +24,7 @@
 
 mod admission;
 mod client;
+mod drills;
 mod encoder;
 mod gate;
 mod generation;
@@ -65,6 +67,12 @@ pub trait Hooks: Send + Sync + 'static {
 
     /// What a probe is told.
     fn state(&self) -> NodeState;
+
+    /// Takes nothing new for `long`, lets what runs move, and then comes back by itself. False
+    /// where that is not possible, or not now.
+    fn pause(&self, _long: std::time::Duration) -> bool {
+        false
+    }
 
     /// Whether `node` was removed from the mesh although its certificate is still valid.
     fn is_revoked(&self, node: &NodeId) -> bool;

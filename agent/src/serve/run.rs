@@ -20,6 +20,7 @@
 
 use super::Service;
 use super::admission::Seat;
+use super::drills::Drills;
 use super::leaving::Watcher;
 use super::meter::Meter;
 use super::service::Active;
@@ -61,6 +62,10 @@ pub(super) struct Run {
     leaving: Watcher,
     meter: Meter,
     active: Option<Active>,
+    /// Of a run for somebody else, which plays along in a fire drill.
+    drills: Option<Arc<Drills>>,
+    /// Since when its engine plays dead, and until when.
+    hung: Option<(Instant, BoxFuture<()>)>,
 }
 
 enum Stage {
@@ -99,10 +104,18 @@ impl Run {
             leaving: service.leaving().watch(),
             meter: Meter::new(&request, picked.model.residency),
             active: Some(active),
+            drills: None,
+            hung: None,
             service,
             request,
             picked,
         }
+    }
+
+    /// It is asked by another member.
+    pub fn for_another(mut self) -> Self {
+        self.drills = Some(Arc::clone(self.service.drills()));
+        self
     }
 
     /// What a client names to reattach.
@@ -157,6 +170,7 @@ impl Run {
 
     fn poll_stage(&mut self, cx: &mut Context<'_>) -> Poll<GenFrame> {
         loop {
+            ready!(self.poll_hung(cx));
             let event = match &mut self.stage {
                 Stage::Over => return Poll::Pending,
                 Stage::Waiting => {
@@ -184,6 +198,25 @@ impl Run {
                 return Poll::Ready(frame);
             }
         }
+    }
+
+    /// Pending while a drill has the engine play dead.
+    fn poll_hung(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.hung.is_none()
+            && let Some(drills) = self.drills.as_ref().filter(|drills| drills.is_hung())
+        {
+            let drills = Arc::clone(drills);
+            let over: BoxFuture<()> = Box::pin(async move { drills.over().await });
+            self.hung = Some((Instant::now(), over));
+        }
+        if let Some((since, over)) = &mut self.hung {
+            ready!(over.as_mut().poll(cx));
+            // It was no slowness of the engine.
+            let long = since.elapsed();
+            self.meter.exclude(long);
+            self.hung = None;
+        }
+        Poll::Ready(())
     }
 
     fn open(&mut self) {

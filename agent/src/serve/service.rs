@@ -1,6 +1,7 @@
 //! What serves requests, whoever asks: the way in for all of them.
 
 use super::admission::{Admission, EngineLoad};
+use super::drills::Drills;
 use super::generations::Generations;
 use super::journals::Budget;
 use super::leaving::Leaving;
@@ -32,6 +33,8 @@ pub struct ServeConfig {
     pub journals_bytes: usize,
     /// Generations at once.
     pub generations: usize,
+    /// Administrators of the mesh may have faults played here.
+    pub drill: bool,
 }
 
 impl Default for ServeConfig {
@@ -43,6 +46,7 @@ impl Default for ServeConfig {
             journal_bytes: limits::MAX_JOURNAL_BYTES,
             journals_bytes: limits::MAX_JOURNALS_BYTES,
             generations: limits::MAX_GENERATIONS,
+            drill: false,
         }
     }
 }
@@ -56,6 +60,7 @@ pub struct Service {
     generations: Arc<Generations>,
     journals: Arc<Budget>,
     leaving: Arc<Leaving>,
+    drills: Arc<Drills>,
     active: watch::Sender<usize>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -80,6 +85,7 @@ impl Service {
             generations: Generations::new(),
             journals: Budget::new(config.journals_bytes, config.journal_bytes),
             leaving: Leaving::new(stop.clone()),
+            drills: Drills::new(config.drill),
             active: watch::Sender::new(0),
             tasks,
             stop,
@@ -185,6 +191,10 @@ impl Service {
 
     pub(super) fn leaving(&self) -> &Arc<Leaving> {
         &self.leaving
+    }
+
+    pub(super) fn drills(&self) -> &Arc<Drills> {
+        &self.drills
     }
 
     pub(super) fn tasks(&self) -> &TaskTracker {

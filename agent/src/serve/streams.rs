@@ -9,6 +9,7 @@ use super::listener::{Guest, Listener};
 use super::watch;
 use quinn::{RecvStream, SendStream};
 use std::sync::Arc;
+use std::time::Duration;
 use tracing::Instrument;
 use unamesh_client::clock;
 use unamesh_client::endpoint::canonical;
@@ -16,8 +17,8 @@ use unamesh_client::framing::{ReadError, RecordReader, RecordWriter};
 use unamesh_client::transport::LinkError;
 use unamesh_proto::timeouts;
 use unamesh_proto::wire::{
-    Attach, ErrorCode, GenerateRequest, Probe, ProbeReply, Record, SignedAdvert, StreamHeader,
-    StreamKind, VERSION, WireError,
+    Attach, Drill, DrillStarted, ErrorCode, GenerateRequest, Probe, ProbeReply, Record,
+    SignedAdvert, StreamHeader, StreamKind, VERSION, WireError,
 };
 
 /// What a stream asks for.
@@ -27,6 +28,7 @@ enum Opening {
     Watch,
     Generate(GenerateRequest),
     Attach(Attach),
+    Drill(Drill),
 }
 
 /// Serves one stream to its end.
@@ -45,6 +47,12 @@ pub(super) async fn serve(
         // A peer that opens a stream and says nothing does not hold up the end.
         () = service.leaving().stopped() => Err(stopped()),
     };
+    if service.drills().is_silent() && !matches!(opening, Ok(Opening::Drill(_))) {
+        tokio::select! {
+            () = service.drills().over() => {}
+            () = service.leaving().stopped() => return,
+        }
+    }
     match opening {
         Ok(Opening::Probe(probe)) => {
             let state = listener.hooks.state();
@@ -67,11 +75,15 @@ pub(super) async fn serve(
             reply(&service, send, &*ours).await;
         }
         Ok(Opening::Watch) => {
-            let client = Client::new(guest.connection.clone(), send, reader);
+            let client = client(&service, &guest, send, reader);
             watch::serve(&service, listener.hooks.snapshot(), client).await;
         }
         Ok(Opening::Generate(request)) => generate(service, &guest, request, send, reader).await,
         Ok(Opening::Attach(request)) => attach(&service, &guest, request, send, reader).await,
+        Ok(Opening::Drill(request)) => {
+            let pause = |long| listener.hooks.pause(long);
+            drill(&service, &guest, request, pause, send).await;
+        }
         Err(error) => {
             tracing::debug!(peer = %guest.member.node.short(), %error, "stream refused");
             reply(&service, send, &error).await;
@@ -95,6 +107,7 @@ async fn read(guest: &Guest, reader: &mut RecordReader) -> Result<Opening, WireE
         StreamKind::Probe => reader.expect().await.map(Opening::Probe),
         StreamKind::Exchange => reader.expect().await.map(Opening::Exchange),
         StreamKind::Attach => reader.expect().await.map(Opening::Attach),
+        StreamKind::Admin => reader.expect().await.map(Opening::Drill),
         StreamKind::Watch => return Ok(Opening::Watch),
         StreamKind::Generate => {
             // Large requests are read a few at a time. The semaphore is never closed.
@@ -118,10 +131,10 @@ async fn generate(
 ) {
     let first = u32::try_from(request.prefix.len()).unwrap_or(u32::MAX);
     let run = match service.admit(Arc::new(request)) {
-        Ok(run) => run,
+        Ok(run) => run.for_another(),
         Err(error) => return reply(&service, send, &error).await,
     };
-    let client = Client::new(guest.connection.clone(), send, reader);
+    let client = client(&service, guest, send, reader);
     let owner = guest.member.node;
     let span = tracing::debug_span!("generation", id = ?run.id(), peer = owner.short());
     let generation = Generation::new(service, run, client, owner, first);
@@ -136,7 +149,7 @@ async fn attach(
     send: SendStream,
     reader: RecordReader,
 ) {
-    let client = Client::new(guest.connection.clone(), send, reader);
+    let client = client(service, guest, send, reader);
     let newcomer = Newcomer {
         client,
         have: request.have,
@@ -151,6 +164,37 @@ async fn attach(
             .refuse(error, service.config().reader_stall)
             .await;
     }
+}
+
+/// Plays a fault to its end, which does not depend on who asked.
+async fn drill(
+    service: &Service,
+    guest: &Guest,
+    request: Drill,
+    pause: impl FnOnce(Duration) -> bool,
+    send: SendStream,
+) {
+    let playing = match service.drills().begin(request, pause) {
+        Ok(playing) => playing,
+        Err(error) => return reply(service, send, &error).await,
+    };
+    let (fault, ms) = (request.fault, request.for_ms);
+    tracing::warn!(peer = %guest.member.node.short(), %fault, ms, "fire drill: it begins");
+    let whole = async {
+        reply(service, send, &DrillStarted { for_ms: ms }).await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(Duration::from_millis(u64::from(ms)), whole) => {}
+        () = service.leaving().stopped() => {}
+    }
+    drop(playing);
+    tracing::info!(%fault, "fire drill: it is over");
+}
+
+fn client(service: &Service, guest: &Guest, send: SendStream, reader: RecordReader) -> Client {
+    let drills = Arc::clone(service.drills());
+    Client::new(guest.connection.clone(), send, reader, drills)
 }
 
 /// Answers with one record and ends the stream.

@@ -106,6 +106,8 @@ records! {
             certificate: vec![0x30; 40], ca: vec![0x31; 40], role: Role::Agent,
             mesh_name: "home".into(), seeds: vec!["10.0.0.1:11400".into(), "[fd00::1]:11400".into()],
         };
+    Drill: Drill { fault: Fault::Kill, for_ms: 1 }, Drill { fault: Fault::Drain, for_ms: 10_000 };
+    DrillStarted: DrillStarted { for_ms: 1 }, DrillStarted { for_ms: 10_000 };
 }
 
 fn chunk() -> Chunk {

@@ -5,12 +5,14 @@
 //! that offers only another one is refused in the handshake.
 
 pub mod codec;
+mod drill;
 mod error;
 mod generate;
 mod node;
 mod stream;
 
 pub use codec::{Class, DecodeError, Record};
+pub use drill::{Drill, DrillStarted, Fault};
 pub use error::{ErrorCode, WireError};
 pub use generate::{
     Accepted, Attach, Chunk, Done, Draining, FinishReason, GenFrame, GenerateRequest, InputKind,
@@ -52,6 +54,8 @@ pub const RECORDS: &[(u16, &str, usize)] = &[
     entry::<Advert>(),
     entry::<JoinRequest>(),
     entry::<JoinAccepted>(),
+    entry::<Drill>(),
+    entry::<DrillStarted>(),
 ];
 
 const fn entry<R: Record>() -> (u16, &'static str, usize) {

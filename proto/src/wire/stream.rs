@@ -26,7 +26,7 @@ open_enum! {
         Attach = 8 "attach",
         /// A named HTTP service (part 5).
         Tunnel = 9 "tunnel",
-        /// Administration of another node (part 4).
+        /// Administration of another node: a [`super::Drill`]; more in part 4.
         Admin = 10 "admin",
         /// Each side sends its [`SignedAdvert`] once; a goodbye is an advert in state `left`.
         Exchange = 11 "exchange",
