@@ -11,7 +11,7 @@ use unamesh_proto::wire::{ErrorCode, RECORDS, StreamKind};
 use unamesh_proto::{limits, timeouts};
 
 const DOCUMENT: &str = include_str!("../PROTOCOL.md");
-const WIRE: [&str; 4] = [
+const WIRE: [&str; 5] = [
     include_str!("../src/wire/stream.rs"),
     include_str!("../src/wire/drill.rs"),
     include_str!("../src/wire/generate.rs"),
