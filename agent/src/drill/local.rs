@@ -243,7 +243,7 @@ fn real(starter: &Starter, at: usize) -> Result<(Setup, Computes), LocalError> {
     let pid_file = std::env::temp_dir().join(name);
     let extra = ["--pid-file".to_owned(), pid_file.display().to_string()];
     let config = starter
-        .config("starter", port, &extra)
+        .config_with("starter", port, &extra)
         .map_err(LocalError::during("the starter engine's configuration"))?;
     let setup = Setup {
         config,

@@ -219,7 +219,15 @@ impl Starter {
     ///
     /// # Errors
     /// A path is not Unicode-clean enough for TOML.
-    pub fn config(
+    pub fn config(&self, name: &str, port: u16) -> Result<String, toml::ser::Error> {
+        self.config_with(name, port, &[])
+    }
+
+    /// As [`Starter::config`], with more arguments for the engine.
+    ///
+    /// # Errors
+    /// As [`Starter::config`].
+    pub fn config_with(
         &self,
         name: &str,
         port: u16,
@@ -304,7 +312,7 @@ mod tests {
             script: home.join("llama_server.py"),
             model: home.join("m.gguf"),
         };
-        let text = starter.config("starter", 7, &[]).unwrap();
+        let text = starter.config("starter", 7).unwrap();
         let config = crate::config::Config::parse(&text, Path::new("test.toml")).unwrap();
         assert_eq!(config.engine, [starter.entry("starter", 7, &[])]);
     }
