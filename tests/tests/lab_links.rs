@@ -73,7 +73,7 @@ async fn wifi_stalls_evict_nobody() {
 
 /// Some answers at the pace of an engine, then one as fast as the link carries it.
 async fn over(what: &str, link: Impairment) {
-    let Some(home) = Home::lab(3).link(0, link).start().await else {
+    let Some(mut home) = Home::lab(3).link(0, link).start().await else {
         return;
     };
     let paced = ask_for(&home, 0, Duration::from_secs(3)).await;
@@ -81,15 +81,13 @@ async fn over(what: &str, link: Impairment) {
     let sixteen = join_all((0..16).map(|_| home.ask(0).into_future())).await;
     sixteen.iter().for_each(Answer::is_whole);
     report(&format!("{what}, 16 at once"), &sixteen);
-    drop(home);
 
-    let fast = Script {
+    home.play(Script {
         tokens: 3000,
         pace: Duration::ZERO,
         ..Script::default()
-    };
-    let home = Home::lab(3).script(fast).link(0, link).start().await;
-    let answer = home.unwrap().ask(0).await;
+    });
+    let answer = home.ask(0).await;
     answer.is_whole();
     let rate = answer.tokens as f64 / answer.took().unwrap().as_secs_f64();
     println!(

@@ -59,14 +59,14 @@ impl Script {
 pub struct ScriptEngine {
     /// Where it listens.
     pub addr: SocketAddr,
-    asked: Arc<Mutex<Vec<Instant>>>,
+    shared: Arc<Shared>,
     /// Ends the server when dropped.
     _tasks: JoinSet<()>,
 }
 
 struct Shared {
-    script: Script,
-    asked: Arc<Mutex<Vec<Instant>>>,
+    script: Mutex<Script>,
+    asked: Mutex<Vec<Instant>>,
 }
 
 impl ScriptEngine {
@@ -80,15 +80,14 @@ impl ScriptEngine {
     #[must_use]
     pub fn serve(listener: tokio::net::TcpListener, script: Script) -> Self {
         let addr = listener.local_addr().unwrap();
-        let asked = Arc::default();
         let shared = Arc::new(Shared {
-            script,
-            asked: Arc::clone(&asked),
+            script: Mutex::new(script),
+            asked: Mutex::default(),
         });
         let router = Router::new()
             .route("/v1/models", get(models))
             .route("/v1/chat/completions", post(chat))
-            .with_state(shared);
+            .with_state(Arc::clone(&shared));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             // Ends with the set; an error would show as an engine that does not answer.
@@ -96,7 +95,7 @@ impl ScriptEngine {
         });
         Self {
             addr,
-            asked,
+            shared,
             _tasks: tasks,
         }
     }
@@ -104,19 +103,26 @@ impl ScriptEngine {
     /// When generations were asked for, oldest first.
     #[must_use]
     pub fn asked(&self) -> Vec<Instant> {
-        self.asked.lock().unwrap().clone()
+        self.shared.asked.lock().unwrap().clone()
+    }
+
+    /// The generations that begin from now on follow this script. The model stays.
+    pub fn play(&self, script: &Script) {
+        let mut now = self.shared.script.lock().unwrap();
+        assert_eq!(now.model, script.model, "agents have been told the model");
+        now.clone_from(script);
     }
 }
 
 async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
     Json(json!({"object": "list", "data": [
-        {"id": shared.script.model, "object": "model", "created": 0, "owned_by": "script"}
+        {"id": shared.script.lock().unwrap().model, "object": "model", "created": 0, "owned_by": "script"}
     ]}))
 }
 
 async fn chat(State(shared): State<Arc<Shared>>, Json(request): Json<Value>) -> Response {
     shared.asked.lock().unwrap().push(Instant::now());
-    let script = shared.script.clone();
+    let script = shared.script.lock().unwrap().clone();
     if request["model"] != script.model.as_str() {
         let message = format!("no model {}", request["model"]);
         return (

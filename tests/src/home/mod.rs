@@ -189,6 +189,14 @@ impl Home {
             .1
     }
 
+    /// The answers that begin from now on follow this script, of the same model.
+    pub fn play(&mut self, script: Script) {
+        for (_, engine) in &self.engines {
+            engine.play(&script);
+        }
+        self.script = script;
+    }
+
     /// The network.
     ///
     /// # Panics
@@ -267,11 +275,16 @@ impl Home {
             let what = format!("{} reaches all others", agent.setup.name);
             until(&what, MEET, async || reaches_all(agent).await).await;
         }
+        self.usable().await;
+        begun.elapsed()
+    }
+
+    /// Waits until host 0 can choose every engine whose agent runs, as far as it knows.
+    pub async fn usable(&self) {
         let running = |host: &usize| self.agent(*host).runs();
         let engines = self.engines.iter().map(|(host, _)| *host);
         let engines: Vec<usize> = engines.filter(running).collect();
         self.cluster.chooses(0, &self.script.model, &engines).await;
-        begun.elapsed()
     }
 
     /// The host whose agent is this `{"node": …}`.
