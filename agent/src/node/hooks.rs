@@ -59,7 +59,7 @@ impl Hooks for NodeHooks {
         if direct {
             self.verifier.spoke(&advert);
             // It gets our word as the answer.
-            self.met.note(from.node);
+            self.met.note(from.node, self.advert());
         }
         let (advert, signed) = (Box::new(advert), Box::new(signed));
         self.table.tell(Input::Advert {

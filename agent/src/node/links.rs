@@ -37,28 +37,37 @@ const GOODBYES: usize = 3;
 /// Who met this recently knows us already: both sides often dial each other at once.
 const JUST_MET: Duration = Duration::from_secs(1);
 
-/// With whom adverts were exchanged a moment ago, by whichever side. Bounded by the peers
-/// that come within [`JUST_MET`]. Cheap to clone.
+/// With whom adverts were exchanged a moment ago, by whichever side, and which word of ours the
+/// other then got. Bounded by the peers that come within [`JUST_MET`]. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Met(Arc<Mutex<HashMap<NodeId, Instant>>>);
+pub struct Met(Arc<Mutex<HashMap<NodeId, Meeting>>>);
+
+type Meeting = (Instant, Arc<SignedAdvert>);
 
 impl Met {
-    /// Notes a meeting.
-    pub fn note(&self, node: NodeId) {
+    /// Notes a meeting; the other got `word` or a newer one.
+    pub fn note(&self, node: NodeId, word: Arc<SignedAdvert>) {
         let mut met = self.lock();
-        met.retain(|_, at| at.elapsed() < JUST_MET);
+        met.retain(|_, (at, _)| at.elapsed() < JUST_MET);
         if met.len() < MAX_PEERS {
-            met.insert(node, Instant::now());
+            met.insert(node, (Instant::now(), word));
         }
     }
 
     fn just_now(&self, node: &NodeId) -> bool {
         self.lock()
             .get(node)
-            .is_some_and(|at| at.elapsed() < JUST_MET)
+            .is_some_and(|(at, _)| at.elapsed() < JUST_MET)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Instant>> {
+    /// Whether `node` has just got `word`, or a newer one.
+    fn knows(&self, node: &NodeId, word: &Arc<SignedAdvert>) -> bool {
+        let met = self.lock();
+        met.get(node)
+            .is_some_and(|(at, got)| at.elapsed() < JUST_MET && Arc::ptr_eq(got, word))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Meeting>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -104,9 +113,12 @@ impl Links {
         })
     }
 
-    /// Exchanges adverts with `node`, which shows life, unless that has just been done.
+    /// Exchanges adverts with `node`, which shows life, unless that has just been done. A word
+    /// of ours that came between their meeting and its entry in the table went to those who
+    /// stood in the table ([`Links::push`]), so that it is told here.
     pub fn greet(self: &Arc<Self>, node: NodeId) {
-        if !self.met.just_now(&node) {
+        let known = self.met.knows(&node, &self.own.borrow());
+        if !known {
             self.exchange(node);
         }
     }
@@ -163,7 +175,7 @@ impl Links {
         }
         if node != self.me {
             self.verifier.spoke(&advert);
-            self.met.note(node);
+            self.met.note(node, word);
             self.table
                 .tell(Input::Hint(node, canonical(connection.remote_address())));
             let (advert, signed) = (Box::new(advert), Box::new(signed));
