@@ -11,10 +11,12 @@
 //! - [`client`]: [`MeshClient`](client::MeshClient), the public API.
 //! - `memory`: what a client remembers from request to request.
 //! - [`watch`]: the peer table of a client that is no gossip member.
+//! - [`audio`]: speech as samples, packets and files.
 //! - [`invite`], [`join`]: becoming a member.
 #![cfg_attr(feature = "mdns", doc = "- [`mdns`]: DNS-SD announcing and browsing.")]
 
 pub mod activity;
+pub mod audio;
 pub mod client;
 pub mod clock;
 pub mod driver;

@@ -119,3 +119,25 @@ pub const MAX_ENGINE_IDLE: usize = 8;
 pub const MAX_MDNS_NAME: usize = 63;
 /// An invitation's link: sixteen addresses and some room for later versions' parts.
 pub const MAX_INVITE_LINK: usize = 2048;
+/// One Opus frame on the wire, in bytes. 20 ms of speech take 40 to 200; two frames and their
+/// heads fit into [`MAX_AUDIO_DATAGRAM`].
+pub const MAX_AUDIO_FRAME: usize = 500;
+/// A datagram of the uplink: fits the 1,200 bytes that every QUIC path carries, with QUIC's own
+/// head and any tunnel's.
+pub const MAX_AUDIO_DATAGRAM: usize = 1100;
+/// Frames of one utterance, which both sides keep until its final transcript: fifteen minutes.
+pub const MAX_UTTERANCE_FRAMES: u32 = 45_000;
+/// Bytes of those frames: fifteen minutes at 24 kbit/s are 2.7 MB.
+pub const MAX_UTTERANCE_BYTES: usize = 4 * 1024 * 1024;
+/// Frames by which a datagram may be ahead of the newest one so far: ten seconds, after which
+/// the connection that lost so many is gone too (`timeouts::IDLE`).
+pub const MAX_AUDIO_AHEAD: u32 = 512;
+/// Channels of PCM that an engine or a file may have; they are mixed to one.
+pub const MAX_PCM_CHANNELS: u16 = 8;
+/// Bytes of a WAV file before its samples: engines send 44, editors add pictures and notes.
+pub const MAX_WAV_HEAD: usize = 1024 * 1024;
+/// Bytes of an Ogg packet, comments with a cover picture included.
+pub const MAX_OGG_PACKET: usize = 1024 * 1024;
+/// Characters of text that go to a speech engine at once: about 20 seconds of speech, after
+/// which even a slow engine's first byte is late.
+pub const MAX_SPOKEN_CHUNK: usize = 300;

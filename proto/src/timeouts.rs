@@ -167,3 +167,10 @@ pub const STOP_ENGINE: Duration = Duration::from_secs(2);
 pub const ENGINE_WEDGED: Duration = Duration::from_secs(30);
 /// A managed engine that is being started: how often its health is asked.
 pub const ENGINE_START_POLL: Duration = Duration::from_millis(100);
+/// What one Opus frame holds. Shorter frames cost more bytes, longer ones more delay.
+pub const AUDIO_FRAME: Duration = Duration::from_millis(20);
+/// A frame that is missing while later ones are here is waited for this long at least: its
+/// second copy travels two frames behind it, one behind the frame that showed the gap.
+pub const JITTER_MIN: Duration = Duration::from_millis(30);
+/// The longest such wait, whatever the path has shown: more would be heard as a slow answer.
+pub const JITTER_MAX: Duration = Duration::from_millis(120);
