@@ -26,7 +26,9 @@ fn second(rate: u32) -> Vec<f32> {
 fn packets(profile: Profile) -> Vec<Vec<u8>> {
     let mut out = Vec::new();
     let mut encoder = Encoder::new(profile).unwrap();
-    encoder.push(&second(profile.rate()), |p| out.push(p.to_vec())).unwrap();
+    encoder
+        .push(&second(profile.rate()), |p| out.push(p.to_vec()))
+        .unwrap();
     out
 }
 

@@ -16,6 +16,8 @@
 //! - [`stalls`]: how long an engine takes, so that one that hangs is told from one that works.
 //! - [`hedge`]: how many backups may run on suspicion.
 //! - [`journal`]: what a serving agent keeps so that a client can reattach.
+//! - [`speech`]: a microphone's frames as datagrams, and text cut for a speech engine.
+//! - [`jitter`]: a microphone's frames at their receiver.
 //! - [`estimate`], [`vram`]: measured speeds, and whether a model fits.
 #![cfg_attr(feature = "sim", doc = "- [`sim`]: the seeded simulator.")]
 
@@ -24,12 +26,14 @@ pub mod breaker;
 pub mod estimate;
 pub mod hedge;
 pub mod ids;
+pub mod jitter;
 pub mod journal;
 pub mod limits;
 pub mod rank;
 pub mod session;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod speech;
 pub mod stalls;
 pub mod table;
 #[cfg(any(test, feature = "sim"))]

@@ -136,7 +136,10 @@ fn a_streamed_wav_goes_on_to_its_end() {
     // In the middle of a sample.
     let cut = claiming(&HALF, 0);
     let (result, out) = parse(&cut[..cut.len() - 1]);
-    assert_eq!((result, out), (Err(WavError::Truncated { missing: 1 }), vec![0.5]));
+    assert_eq!(
+        (result, out),
+        (Err(WavError::Truncated { missing: 1 }), vec![0.5])
+    );
 }
 
 #[test]
