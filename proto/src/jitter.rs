@@ -13,11 +13,14 @@
 //!   and a recognizer that heard invented silence would end the utterance.
 //! - The end of the utterance, told reliably, shows what is missing at its tail.
 //!
-//! **The target** adapts between [`JITTER_MIN`] and [`JITTER_MAX`]: each frame that closes a gap,
-//! or comes too late to, shows how long a gap of this path needs, and the target rises to that
-//! and [`MARGIN`]; with every frame in order it sinks by 1/[`DECAY`] of what it is above the
-//! minimum, a third of it in two seconds. A repair that is asked for over the reliable stream
-//! is learned like any other late copy.
+//! **The target** starts at [`JITTER_MAX`]: only gaps cost time, and they are rare. With every
+//! frame in order it sinks by 1/[`DECAY`] of what it is above [`JITTER_MIN`], half of it in seven
+//! seconds; each frame that closes a gap, or comes too late to, shows how long a gap of this path
+//! needs, and the target rises to that and [`MARGIN`].
+//!
+//! **Repair.** A frame of which both copies are lost is asked for over the reliable stream
+//! ([`Jitter::lost`] tells it once, as soon as a datagram behind its second copy is here). Its
+//! answer closes the gap like any late copy, and the target learns what that takes.
 //!
 //! **Two passes.** [`Jitter::pop`] is the live order, for engines that stream. Everything is kept
 //! until the utterance is dropped, late frames too: [`Jitter::missing`] tells what is still not
@@ -25,6 +28,7 @@
 //! [`Jitter::frame`].
 
 use crate::limits::{MAX_AUDIO_AHEAD, MAX_AUDIO_FRAME, MAX_UTTERANCE_BYTES, MAX_UTTERANCE_FRAMES};
+use crate::speech::uplink::DISTANCE;
 use crate::time::Mono;
 use crate::timeouts::{JITTER_MAX, JITTER_MIN};
 use std::ops::Range;
@@ -33,7 +37,7 @@ use std::time::Duration;
 /// What the target is above the longest wait that a gap has needed: half a frame.
 const MARGIN: Duration = Duration::from_millis(10);
 /// With each frame the target sinks by this part of what it is above the minimum.
-const DECAY: u32 = 256;
+const DECAY: u32 = 512;
 
 /// What became of a frame that came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +119,8 @@ pub struct Jitter {
     bytes: Vec<u8>,
     /// The frame that is handed out next.
     next: u32,
+    /// Below this, what is lost was told.
+    told: u32,
     target: Duration,
     ended: bool,
     stats: JitterStats,
@@ -133,7 +139,8 @@ impl Jitter {
             slots: Vec::new(),
             bytes: Vec::new(),
             next: 0,
-            target: JITTER_MIN,
+            told: 0,
+            target: JITTER_MAX,
             ended: false,
             stats: JitterStats::default(),
         }
@@ -156,7 +163,9 @@ impl Jitter {
                 self.target = self.target.max(needed).min(JITTER_MAX);
             }
             None => {
-                self.target -= (self.target - JITTER_MIN) / DECAY;
+                if at == self.slots.len() {
+                    self.target -= (self.target - JITTER_MIN) / DECAY;
+                }
                 self.slots.resize(at + 1, Slot::Missing(now));
             }
         }
@@ -228,8 +237,8 @@ impl Jitter {
         self.slots.len() as u32
     }
 
-    /// The numbers of the frames that are not here, up to [`frames`](Self::frames): what to ask
-    /// the sender for.
+    /// The numbers of the frames that are not here, up to [`frames`](Self::frames): what the final
+    /// pass still needs.
     pub fn missing(&self) -> impl Iterator<Item = Range<u32>> + '_ {
         let missing = |slot: &Slot| matches!(slot, Slot::Missing(_));
         let runs = self.slots.chunk_by(move |a, b| missing(a) == missing(b));
@@ -239,6 +248,26 @@ impl Jitter {
             start = range.end;
             run.first().is_some_and(missing).then_some(range)
         })
+    }
+
+    /// The next frames of which both copies must be lost, to be asked for. Each is told once; what
+    /// does not come for that either is in [`missing`](Self::missing).
+    pub fn lost(&mut self) -> Option<Range<u32>> {
+        // The second copy of frame n comes with frame n + 2.
+        let known = match self.ended {
+            true => self.frames(),
+            false => self.frames().saturating_sub(DISTANCE + 1),
+        };
+        let slots = self.slots.get(self.told as usize..known as usize)?;
+        let here = |slot: &&Slot| matches!(slot, Slot::Here { .. });
+        let start = self.told + slots.iter().take_while(here).count() as u32;
+        let run = slots
+            .iter()
+            .skip_while(here)
+            .take_while(|slot| !here(slot))
+            .count() as u32;
+        self.told = start + run;
+        (run > 0).then_some(start..start + run)
     }
 
     /// Every frame up to the end is here.

@@ -3,6 +3,7 @@ use crate::speech::uplink::{Datagram, Outgoing};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeMap;
 
 fn ms(ms: u64) -> Mono {
     Mono::from_micros(ms * 1000)
@@ -58,20 +59,16 @@ fn a_gap_is_waited_for_then_concealed_and_still_filled_for_the_final_pass() {
     jitter.insert(0, &frame(0), ms(0));
     jitter.insert(3, &frame(3), ms(60));
     assert_eq!(popped(&mut jitter, ms(60)), ["0"]);
-    assert_eq!(jitter.pop(ms(60)), Pop::Wait(Some(ms(60) + JITTER_MIN)));
-    assert!(jitter.missing().eq([1..3]));
-    assert_eq!(popped(&mut jitter, ms(90)), ["1c", "2f", "3"]);
-    assert_eq!(jitter.insert(1, &frame(1), ms(100)), Inserted::Late);
-    assert_eq!(jitter.insert(1, &frame(1), ms(101)), Inserted::Copy);
-    assert_eq!(
-        jitter.target(),
-        Duration::from_millis(50),
-        "40 ms and the margin"
-    );
-    jitter.end(4, ms(110)).unwrap();
-    assert!(jitter.missing().eq([2..3]));
+    let target = jitter.target();
+    assert_eq!(jitter.pop(ms(60)), Pop::Wait(Some(ms(60) + target)));
+    assert!(jitter.missing().eq(std::iter::once(1..3)));
+    assert_eq!(popped(&mut jitter, ms(180)), ["1c", "2f", "3"]);
+    assert_eq!(jitter.insert(1, &frame(1), ms(190)), Inserted::Late);
+    assert_eq!(jitter.insert(1, &frame(1), ms(191)), Inserted::Copy);
+    jitter.end(4, ms(200)).unwrap();
+    assert!(jitter.missing().eq(std::iter::once(2..3)));
     assert!(!jitter.is_complete());
-    jitter.insert(2, &frame(2), ms(120));
+    jitter.insert(2, &frame(2), ms(210));
     assert!(jitter.is_complete());
     let whole: Vec<_> = (0..4).map(|n| jitter.frame(n).unwrap().to_vec()).collect();
     assert_eq!(whole, [0, 1, 2, 3].map(|n| frame(n).to_vec()));
@@ -85,14 +82,15 @@ fn the_end_shows_what_its_tail_lacks() {
     jitter.insert(0, &frame(0), ms(0));
     jitter.end(2, ms(50)).unwrap();
     assert_eq!(popped(&mut jitter, ms(50)), ["0"]);
-    assert_eq!(jitter.pop(ms(50)), Pop::Wait(Some(ms(50) + JITTER_MIN)));
+    let target = jitter.target();
+    assert_eq!(jitter.pop(ms(50)), Pop::Wait(Some(ms(50) + target)));
     assert_eq!(
         jitter.insert(2, &frame(2), ms(51)),
         Inserted::Refused,
         "behind the end"
     );
-    assert_eq!(popped(&mut jitter, ms(80)), ["1c"]);
-    assert_eq!(jitter.pop(ms(80)), Pop::End);
+    assert_eq!(popped(&mut jitter, ms(170)), ["1c"]);
+    assert_eq!(jitter.pop(ms(170)), Pop::End);
     assert_eq!(jitter.end(2, ms(90)), Ok(()));
     let error = EndError {
         claimed: 3,
@@ -112,20 +110,38 @@ fn the_end_shows_what_its_tail_lacks() {
 #[test]
 fn the_target_adapts_within_its_bounds() {
     let mut jitter = Jitter::new();
-    jitter.insert(1, &frame(1), ms(0));
-    jitter.insert(0, &frame(0), ms(70));
-    assert_eq!(jitter.target(), Duration::from_millis(80));
-    for n in 2..500 {
+    assert_eq!(jitter.target(), JITTER_MAX);
+    for n in 0..3000 {
         jitter.insert(n, &frame(n), ms(0));
     }
-    assert!(
-        jitter.target() < Duration::from_millis(40),
-        "{:?}",
-        jitter.target()
+    assert!(jitter.target() < JITTER_MIN + Duration::from_millis(1));
+    jitter.insert(3001, &frame(3001), ms(0));
+    jitter.insert(3000, &frame(3000), ms(70));
+    assert_eq!(
+        jitter.target(),
+        Duration::from_millis(80),
+        "70 ms and the margin"
     );
-    jitter.insert(501, &frame(501), ms(0));
-    jitter.insert(500, &frame(500), ms(5000));
+    jitter.insert(3003, &frame(3003), ms(0));
+    jitter.insert(3002, &frame(3002), ms(5000));
     assert_eq!(jitter.target(), JITTER_MAX);
+}
+
+#[test]
+fn what_is_lost_twice_is_told_once() {
+    let mut jitter = Jitter::new();
+    for n in [1, 4, 5] {
+        jitter.insert(n, &frame(n), ms(0));
+    }
+    assert_eq!(jitter.lost(), Some(0..1), "the copy of 0 comes with 2");
+    assert_eq!(jitter.lost(), Some(2..3), "that of 3 comes with 5 or later");
+    assert_eq!(jitter.lost(), None);
+    jitter.insert(6, &frame(6), ms(0));
+    assert_eq!(jitter.lost(), Some(3..4));
+    jitter.end(9, ms(0)).unwrap();
+    assert_eq!(jitter.lost(), Some(7..9));
+    assert_eq!(jitter.lost(), None);
+    assert!(jitter.missing().eq([0..1, 2..4, 7..9]));
 }
 
 #[test]
@@ -163,10 +179,18 @@ struct Path {
     /// The most that a datagram is later or earlier than that.
     jitter_ms: f64,
     doubled: f64,
+    /// What both copies lost is asked for.
+    repair: bool,
+}
+
+enum Event {
+    Datagram(Vec<u8>),
+    Repair(Range<u32>),
+    End,
 }
 
 /// Arrivals of the datagrams of `sent`, one each 20 ms, in the order of their arrival.
-fn arrivals(sent: &Outgoing, path: Path, rng: &mut ChaCha8Rng) -> Vec<(Mono, Vec<u8>)> {
+fn arrivals(sent: &Outgoing, path: Path, rng: &mut ChaCha8Rng) -> Vec<(Mono, Event)> {
     let mut all = Vec::new();
     // Two states: in the bad one everything is lost.
     let leave_bad = 1.0 / path.burst;
@@ -185,7 +209,10 @@ fn arrivals(sent: &Outgoing, path: Path, rng: &mut ChaCha8Rng) -> Vec<(Mono, Vec
             let mut bytes = Vec::new();
             sent.datagram(sequence, &mut bytes);
             if !bad {
-                all.push((Mono::from_micros((at * 1000.0) as u64), bytes));
+                all.push((
+                    Mono::from_micros((at * 1000.0) as u64),
+                    Event::Datagram(bytes),
+                ));
             }
         }
     }
@@ -210,11 +237,16 @@ fn play(frames: u32, path: Path, seed: u64) -> Outcome {
     }
     let mut events = arrivals(&sent, path, &mut rng);
     let told = events.last().map_or(Mono::ZERO, |(at, _)| *at) + Duration::from_millis(1);
-    events.push((told, Vec::new()));
+    events.push((told, Event::End));
+    let mut events: BTreeMap<(Mono, usize), Event> = events
+        .into_iter()
+        .enumerate()
+        .map(|(n, (at, event))| ((at, n), event))
+        .collect();
 
     let (mut jitter, mut outcome) = (Jitter::new(), Outcome::default());
     let mut arrived = vec![None; frames as usize];
-    let mut expected = 0;
+    let (mut expected, mut last) = (0, told);
     let mut drain = |jitter: &mut Jitter, arrived: &[Option<Mono>], now: Mono| loop {
         match jitter.pop(now) {
             Pop::Frame {
@@ -236,29 +268,51 @@ fn play(frames: u32, path: Path, seed: u64) -> Outcome {
         }
         expected += 1;
     };
-    for (at, bytes) in events {
+    while let Some(((at, _), event)) = events.pop_first() {
         // The gaps that are due before this arrival.
         let mut now = Mono::ZERO;
         while let Some(due) = drain(&mut jitter, &arrived, now).filter(|due| *due < at) {
             now = due;
         }
-        match Datagram::parse(&bytes) {
-            Ok(datagram) => {
-                for (sequence, bytes) in datagram.frames() {
-                    let inserted = jitter.insert(sequence, bytes, at);
-                    assert_ne!(inserted, Inserted::Refused);
-                    arrived[sequence as usize].get_or_insert(at);
-                }
+        let mut insert = |jitter: &mut Jitter, sequence: u32, bytes: &[u8]| {
+            assert_ne!(jitter.insert(sequence, bytes, at), Inserted::Refused);
+            arrived[sequence as usize].get_or_insert(at);
+        };
+        match event {
+            Event::Datagram(bytes) => {
+                let datagram = Datagram::parse(&bytes).unwrap();
+                datagram
+                    .frames()
+                    .for_each(|(n, bytes)| insert(&mut jitter, n, bytes));
             }
-            Err(_) => jitter.end(frames, at).unwrap(),
+            Event::Repair(range) => {
+                range.for_each(|n| insert(&mut jitter, n, sent.frame(n).unwrap()));
+            }
+            Event::End => jitter.end(frames, at).unwrap(),
+        }
+        while let Some(range) = jitter.lost().filter(|_| path.repair) {
+            // There and back, and once more if that is lost.
+            let off = rng.random_range(-1.0..=1.0) * path.jitter_ms;
+            let again = if rng.random_bool(path.loss.min(0.5)) {
+                3.0
+            } else {
+                1.0
+            };
+            let wait = (2.0 * path.delay_ms * again + off).max(0.0) * 1000.0;
+            let key = (
+                at + Duration::from_micros(wait as u64),
+                1_000_000 + events.len(),
+            );
+            events.insert(key, Event::Repair(range));
+            last = last.max(key.0);
         }
         drain(&mut jitter, &arrived, at);
     }
-    let mut now = told;
+    let mut now = last;
     while let Some(due) = drain(&mut jitter, &arrived, now) {
         now = due;
     }
-    assert!(now <= told + JITTER_MAX);
+    assert!(now <= last + JITTER_MAX);
     assert_eq!(jitter.pop(now), Pop::End);
 
     let stats = jitter.stats();
@@ -275,7 +329,7 @@ fn play(frames: u32, path: Path, seed: u64) -> Outcome {
     // The tail and the gaps come reliably: then the final pass is whole.
     let gaps: Vec<u32> = jitter.missing().flatten().collect();
     for n in gaps {
-        jitter.insert(n, sent.frame(n).unwrap(), told);
+        jitter.insert(n, sent.frame(n).unwrap(), last);
     }
     assert!(jitter.is_complete());
     outcome.stats = stats;
@@ -292,37 +346,47 @@ proptest! {
         burst in 1.0..8.0,
         jitter_ms in 0.0..200.0,
         doubled in 0.0..0.3,
+        repair: bool,
         seed: u64,
     ) {
-        play(frames, Path { loss, burst, delay_ms: 25.0, jitter_ms, doubled }, seed);
+        let path = Path { loss, burst, delay_ms: 25.0, jitter_ms, doubled, repair };
+        play(frames, path, seed);
     }
 }
 
 /// The figures of the issue's link: 25 ms ± 5, 3 % loss in bursts.
 #[test]
 fn the_link_of_the_bar() {
-    for burst in [1.0, 1.5, 2.0, 3.0] {
+    for (burst, repair) in [
+        (1.0, false),
+        (2.0, false),
+        (3.0, false),
+        (2.0, true),
+        (3.0, true),
+    ] {
         let path = Path {
             loss: 0.03,
             burst,
             delay_ms: 25.0,
             jitter_ms: 5.0,
             doubled: 0.0,
+            repair,
         };
-        let (mut told, mut concealed, mut fec, mut late, mut added) = (0, 0, 0, 0, Vec::new());
-        for seed in 0..40 {
-            let outcome = play(1500, path, seed);
-            told += 1500;
+        let (mut frames, mut concealed, mut fec, mut late, mut added) = (0, 0, 0, 0, Vec::new());
+        // Utterances of ten seconds.
+        for seed in 0..120 {
+            let outcome = play(500, path, seed);
+            frames += 500;
             concealed += outcome.stats.concealed;
             late += outcome.stats.late;
             fec += outcome.with_fec;
             added.extend(outcome.added);
         }
         added.sort_unstable();
-        let share = |n: u32| 100.0 * f64::from(n) / f64::from(told);
+        let share = |n: u32| 100.0 * f64::from(n) / f64::from(frames);
         println!(
-            "bursts of {burst}: {:.2} % not there in time ({:.2} % late; {:.2} % have FEC), \
-             added p50 {:?} p95 {:?} p99 {:?}",
+            "bursts of {burst}, repair {repair}: {:.2} % not there in time ({:.2} % late; {:.2} % \
+             with FEC), added p50 {:?} p95 {:?} p99 {:?}",
             share(concealed),
             share(late),
             share(fec),
@@ -330,7 +394,10 @@ fn the_link_of_the_bar() {
             added[added.len() * 95 / 100],
             added[added.len() * 99 / 100],
         );
-        assert!(share(late) < 0.1);
-        assert!(added[added.len() * 95 / 100] <= Duration::from_millis(30));
+        assert!(
+            !repair || share(concealed) <= 0.2,
+            "the bar for late and lost"
+        );
+        assert!(added[added.len() * 95 / 100] <= Duration::from_millis(60));
     }
 }

@@ -172,5 +172,6 @@ pub const AUDIO_FRAME: Duration = Duration::from_millis(20);
 /// A frame that is missing while later ones are here is waited for this long at least: its
 /// second copy travels two frames behind it, one behind the frame that showed the gap.
 pub const JITTER_MIN: Duration = Duration::from_millis(30);
-/// The longest such wait, whatever the path has shown: more would be heard as a slow answer.
+/// The longest such wait, whatever the path has shown: enough for a repair over a path of 50 ms;
+/// more would be heard as a slow answer.
 pub const JITTER_MAX: Duration = Duration::from_millis(120);

@@ -18,12 +18,16 @@ use ed25519_dalek::{Signer, SigningKey};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use unamesh_proto::limits::{MAX_ADVERT, MAX_MEDIUM_RECORD};
+use unamesh_proto::jitter::{Jitter, Pop};
+use unamesh_proto::limits::{
+    MAX_ADVERT, MAX_AUDIO_DATAGRAM, MAX_MEDIUM_RECORD, MAX_UTTERANCE_FRAMES,
+};
+use unamesh_proto::speech::uplink::{Datagram, Outgoing};
 use unamesh_proto::testing::advert_of;
 use unamesh_proto::testing::records::{Sample, decodes, recode, samples};
 use unamesh_proto::wire::codec::{self, HEADER};
 use unamesh_proto::wire::{GenFrame, RECORDS};
-use unamesh_proto::{MeshId, NodeId, advert};
+use unamesh_proto::{MeshId, Mono, NodeId, advert};
 
 /// Counts the bytes that a thread holds, and their peak.
 struct Counting;
@@ -212,6 +216,41 @@ fn streams_of_damaged_frames_survive() {
             rest = after;
         }
     }
+}
+
+/// Datagrams of a microphone's frames, and what their receiver makes of them: an utterance holds
+/// no more than its limits, whatever comes.
+#[test]
+fn damaged_datagrams_survive() {
+    let mut sent = Outgoing::new(7);
+    for n in 0..40u8 {
+        sent.push(&vec![n; 40 + usize::from(n)]).unwrap();
+    }
+    let (mut good, mut other) = (Vec::new(), Vec::new());
+    let (mut rng, mut input, mut parsed) = (Rng(21), Vec::new(), 0);
+    let mut jitter = Jitter::new();
+    for run in 0..mutations() {
+        sent.datagram(rng.below(40) as u32, &mut good);
+        sent.datagram(rng.below(40) as u32, &mut other);
+        damage(&mut rng, &good, &other, &mut input);
+        let (datagram, held) = peak_of(|| Datagram::parse(&input));
+        assert_eq!(held, 0);
+        let Ok(datagram) = datagram else { continue };
+        assert!(input.len() <= MAX_AUDIO_DATAGRAM);
+        parsed += 1;
+        let now = Mono::from_micros(run as u64 * 100);
+        for (sequence, frame) in datagram.frames() {
+            assert!(sequence <= datagram.sequence() && !frame.is_empty());
+            jitter.insert(sequence, frame, now);
+        }
+        while !matches!(jitter.pop(now), Pop::Wait(_) | Pop::End) {}
+        assert!(jitter.frames() <= MAX_UTTERANCE_FRAMES);
+        // The next utterance.
+        if run % 997 == 0 {
+            jitter = Jitter::new();
+        }
+    }
+    println!("{parsed} of {} damaged datagrams parsed", mutations());
 }
 
 /// Signed adverts: what is not what its node signed is refused. A hundredth of the runs, since
