@@ -22,6 +22,9 @@ pub fn voice(top: f64) -> impl Fn(f64) -> f64 {
         let mut sum = 0.0;
         for harmonic in 1..60 {
             let at = f64::from(harmonic) * (120.0 + 40.0 * (2.0 * t).sin());
+            if at > top {
+                break;
+            }
             // Fades before the top, so that no harmonic is switched on or off.
             let room = ((top - at) / 300.0).clamp(0.0, 1.0);
             let formant = |f: f64, w: f64| (-((at - f) / w).powi(2)).exp();
