@@ -301,7 +301,9 @@ impl Agent {
         self.child.is_some()
     }
 
-    fn pid(&self) -> Option<Pid> {
+    /// The process, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<Pid> {
         self.child
             .as_ref()?
             .id()

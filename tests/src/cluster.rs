@@ -151,9 +151,14 @@ impl Generation {
     pub async fn start(agent: &Agent, model: &str, prompt: &str) -> Self {
         let body = json!({"model": model, "temperature": 0,
             "messages": [{"role": "user", "content": prompt}]});
+        Self::ask(agent, &body).await
+    }
+
+    /// Asks `agent` with this request.
+    pub async fn ask(agent: &Agent, body: &Value) -> Self {
         let reply = agent
             .gateway()
-            .send("/unamesh/v1/generate", Some(&body))
+            .send("/unamesh/v1/generate", Some(body))
             .await
             .unwrap();
         assert_eq!(reply.status(), 200);

@@ -8,6 +8,7 @@
 //! - [`impair`]: what a bad network does to packets, as seeded arithmetic.
 //! - [`lab`]: hosts on a switch, as network namespaces, with cables that obey [`impair`].
 //! - [`real`]: llama.cpp by way of the starter engines, and the `openai` Python package.
+//! - [`soak`]: meshes under load, with drawn faults.
 //! - [`http`]: just enough of an HTTP client, which can also reach into a namespace.
 //! - [`measure`]: percentiles, deadlines.
 //!
@@ -30,3 +31,4 @@ pub mod impair;
 pub mod lab;
 pub mod measure;
 pub mod real;
+pub mod soak;
