@@ -7,7 +7,7 @@ use session_bench::*;
 use std::time::Duration;
 use unamesh_proto::GenerationId;
 use unamesh_proto::session::{AttemptId, Closed, Failure, How, Input, Note, Output, Reason, Seam};
-use unamesh_proto::timeouts::{SILENCE_MIN, WAIT_FOR_PEER};
+use unamesh_proto::timeouts::{BUSY_RETRY, SILENCE_MIN, WAIT_FOR_PEER};
 use unamesh_proto::wire::{Attach, ErrorCode, GenFrame, Phase, Progress, WireError};
 
 #[test]
@@ -297,5 +297,26 @@ fn peers_that_failed_are_asked_again_rather_than_losing_the_answer() {
     bench.accepted(4);
     bench.token(4, 1, "two");
     bench.done(4, 2);
+    assert_eq!(bench.text(), "one two");
+}
+
+#[test]
+fn who_had_no_model_yet_is_asked_again() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.pass(SILENCE_MIN + Duration::from_millis(1));
+    // The backup has just started and does not know its engine's models.
+    bench.error(1, ErrorCode::UnknownModel);
+    assert_eq!(bench.opened.len(), 2, "not at once");
+    bench.pass(BUSY_RETRY);
+    assert_eq!(bench.opened.len(), 3, "beside the one that is silent");
+    bench.error(2, ErrorCode::Draining);
+    bench.input(Input::Closed(AttemptId(0), Closed::Ended));
+    bench.input(Input::Closed(AttemptId(3), Closed::Ended));
+    bench.pass(BUSY_RETRY);
+    let last = bench.opened.len() as u32 - 1;
+    bench.accepted(last);
+    bench.token(last, 1, "two");
     assert_eq!(bench.text(), "one two");
 }

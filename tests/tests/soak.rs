@@ -22,7 +22,7 @@ use unamesh_tests::home::Watch;
 use unamesh_tests::http::Server;
 use unamesh_tests::measure::{setting, until};
 use unamesh_tests::soak::Pair;
-use unamesh_tests::soak::chat::{Chat, End};
+use unamesh_tests::soak::chat::{Api, Chat, End};
 use unamesh_tests::soak::faults::{BENCH, Fault};
 use unamesh_tests::soak::tally::{Tally, kinds};
 use unamesh_tests::soak::vitals::Patient;
@@ -39,6 +39,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const BOUND: Duration = Duration::from_secs(3);
 /// The desk's cable is out for so long.
 const CUT_OFF: Duration = Duration::from_secs(3);
+/// So often both hosts are killed, one after the other.
+const ROUNDS: usize = 10;
 /// Nobody is left for so long.
 const OUTAGE: Duration = Duration::from_secs(15);
 /// An answer whose peers are gone ends within this: their connections break (`IDLE`), the
@@ -232,4 +234,33 @@ async fn a_desk_that_was_cut_off_goes_on() {
     }
     assert_sound(&pair, &tally);
     assert!(tally.failed.is_empty(), "{:?}", tally.failed);
+}
+
+/// A host that was killed is back, and at once the other one is killed: whoever asks then gets
+/// an answer from the one that is back, whose engine it had to hear of in the meantime.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_has_just_come_back_stands_in() {
+    let Some(mut pair) = Pair::start(BENCH, SLOTS, bench_engine).await else {
+        return;
+    };
+    let desk = pair.cluster.agents[0].gateway();
+    let chat = Chat {
+        api: Api::OpenAi,
+        tokens: 5,
+    };
+    for round in 0..ROUNDS {
+        pair.cluster.agents[2].kill().await;
+        pair.cluster.agents[2].start().await;
+        pair.cluster.agents[1].kill().await;
+        let asked = Instant::now();
+        let answers = async || match chat.ask(&desk, HANGS).await.end {
+            End::Done => Ok(()),
+            other => Err(format!("{other:?}")),
+        };
+        until("an answer", BOUND, answers).await;
+        println!("round {round}: answered after {:.1?}", asked.elapsed());
+        pair.cluster.agents[1].start().await;
+        pair.cluster.met().await;
+        pair.whole().await;
+    }
 }

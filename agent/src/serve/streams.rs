@@ -69,9 +69,10 @@ pub(super) async fn serve(
             .await;
         }
         Ok(Opening::Exchange(theirs)) => {
-            let ours = listener.hooks.advert();
             let remote = canonical(guest.connection.remote_address());
             listener.hooks.received(guest.member, theirs, remote);
+            // Not before: it may get a newer word than is noted, never an older one.
+            let ours = listener.hooks.advert();
             reply(&service, send, &*ours).await;
         }
         Ok(Opening::Watch) => {

@@ -29,6 +29,10 @@ impl Session {
             // Nothing is lost yet: the caller hears `busy` and decides.
             ErrorCode::Busy if self.delivered.is_empty() => NEVER,
             ErrorCode::Busy => now + self.busy.unwrap_or(BUSY_RETRY),
+            // Of one that has just started, or restarts: it may have the model in a moment.
+            ErrorCode::UnknownModel | ErrorCode::Draining if !self.delivered.is_empty() => {
+                now + BUSY_RETRY
+            }
             // A refused reattachment says nothing of a new generation there.
             code if code.is_failure() || attach => Mono::ZERO,
             _ => NEVER,

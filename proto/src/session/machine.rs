@@ -155,7 +155,7 @@ impl Session {
             ]
         });
         // Whoever was busy may be asked again; the ranking that follows asks only once each.
-        let retry = self.waiting_until.and_then(|_| self.next_retry());
+        let retry = self.next_retry().filter(|_| self.is_waiting());
         attempts
             .chain(self.waiting_until)
             .chain(retry)

@@ -153,6 +153,9 @@ impl Session {
         match self.waiting_until {
             Some(until) if self.attempts.is_empty() && now >= until => self.give_up(),
             Some(_) => self.rank(),
+            None if self.is_waiting() && self.next_retry().is_some_and(|at| now >= at) => {
+                self.rank();
+            }
             None => {}
         }
     }
