@@ -111,7 +111,9 @@ impl Generation {
                     model,
                     how,
                 } => {
-                    self.shared.dispatched(node, engine, clock::mono());
+                    if matches!(how, How::Generate(_)) {
+                        self.shared.dispatched(node, engine, clock::mono());
+                    }
                     let open = self.request(engine, model, how);
                     let dial = self.shared.transport.open(node, open);
                     self.links.push(Link {
@@ -139,6 +141,7 @@ impl Generation {
     fn request(&self, engine: u16, model: String, how: How) -> Open {
         match how {
             How::Attach(attach) => Open::Attach(attach),
+            How::Reattach { attach, heard } => Open::Reattach(attach, heard),
             How::Generate(prefix) => Open::Generate(Arc::new(GenerateRequest {
                 model,
                 engine,

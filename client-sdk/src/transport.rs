@@ -3,8 +3,8 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use unamesh_proto::NodeId;
 use unamesh_proto::wire::{Attach, DecodeError, GenFrame, GenerateRequest, WireError};
+use unamesh_proto::{Mono, NodeId};
 
 /// A boxed future that may move between threads.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -16,6 +16,8 @@ pub enum Open {
     Generate(Arc<GenerateRequest>),
     /// The rest of one that runs there.
     Attach(Attach),
+    /// The same over a connection that was made after that moment: the older one is silent.
+    Reattach(Attach, Mono),
 }
 
 /// Why a stream could not be opened or went no further.

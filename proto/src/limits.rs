@@ -45,6 +45,9 @@ pub const MAX_HELPERS: usize = 3;
 pub const MAX_PATHS: usize = 8;
 /// Attempts of one request over its life, the first included; then it fails with what it has.
 pub const MAX_ATTEMPTS: u32 = 12;
+/// Fresh paths to silent peers that one request tries: a second for each, and four cover the
+/// time until its connection is known to be lost ([`IDLE`](crate::timeouts::IDLE)).
+pub const MAX_FRESH_PATHS: u32 = 4;
 /// Attempts of one request at the same time: the original and one backup.
 pub const MAX_PARALLEL_ATTEMPTS: usize = 2;
 /// Tokens of one generation: beyond any context of a home model.

@@ -22,6 +22,9 @@ pub const RACE_STEP: Duration = Duration::from_millis(20);
 /// A reattachment that has not been answered by now is backed up by a migration: on a LAN
 /// the answer takes one round trip.
 pub const ATTACH_SUSPECT: Duration = Duration::from_millis(100);
+/// While a peer stays silent, a fresh path to it is tried this often: a laptop that changes its
+/// network has the new one a second or two after it lost the old.
+pub const FRESH_PATH_EVERY: Duration = Duration::from_secs(1);
 /// A silent attempt that nobody could stand in for is given up: the connection's own idle
 /// time-out has passed, with a margin.
 pub const SILENCE_GIVE_UP: Duration = Duration::from_secs(6);

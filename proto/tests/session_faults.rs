@@ -1,14 +1,15 @@
 //! Thousands of random fault schedules against the session machine.
 //!
-//! Each seed draws agents, paths and faults (kill, freeze, cut, hang, engine failure, early
+//! Each seed draws agents, paths and faults (kill, freeze, cut, a path that dies, hang, engine failure, early
 //! end, a skipped token, busy, drain) and runs the real machine in the simulator. The rules:
 //! no token lost, none doubled, order kept, the text equal to an uninterrupted run where the
 //! engines are deterministic, exactly one terminal event, and it comes last.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::time::Duration;
+use unamesh_proto::Mono;
 use unamesh_proto::session::{Failure, Output};
-use unamesh_proto::sim::session::{Report, Scenario, run};
+use unamesh_proto::sim::session::{Fault, Report, Scenario, run};
 
 /// Enough for the bar of 10,000 schedules, split over the two families below.
 const SCHEDULES: u64 = 20_000;
@@ -115,4 +116,40 @@ fn without_hedges_nothing_is_lost_either() {
     }
     println!("backups: {with} with hedges, {without} without (farewells and slow dials)");
     assert!(without < with);
+}
+
+/// The only peer's path dies and another leads to it: the same generation goes on, whenever that
+/// happens, and nothing is computed twice.
+#[test]
+fn the_only_peer_is_reached_over_another_path() {
+    let ms = Duration::from_millis;
+    let (mut longest, mut cut) = (Duration::ZERO, 0);
+    for seed in 0..SCHEDULES / 10 {
+        let mut scenario = Scenario::random(seed, false);
+        scenario.nodes.truncate(1);
+        let at = ms(seed % 1500);
+        for long in [ms(250 + seed % 3500), ms(60_000)] {
+            scenario.nodes[0].faults = vec![(at, Fault::PathDies(long))];
+            (scenario.frames, scenario.cancel_at) = (60, None);
+            let report = check(seed, &scenario);
+            let (end, last) = report.outputs.last().unwrap();
+            let before = report.outputs.iter().find_map(|(t, o)| match o {
+                Output::Token { .. } => Some(*t),
+                _ => None,
+            });
+            // Before it is accepted there is nothing to attach to: that is a second request.
+            let begun = before.is_some_and(|t| t < Mono::ZERO + at);
+            if !begun || *end < Mono::ZERO + at {
+                continue;
+            }
+            cut += 1;
+            assert!(
+                matches!(last, Output::Done { .. }) && report.generations == 1,
+                "seed {seed}: {scenario:#?}\n{report:#?}"
+            );
+            longest = longest.max(report.longest_wait);
+        }
+    }
+    println!("{cut} answers went on over another path, longest wait {longest:?}");
+    assert!(longest <= ms(450), "{longest:?}");
 }

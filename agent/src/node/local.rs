@@ -29,7 +29,7 @@ impl Transport for AgentTransport {
         let opened = match open {
             Open::Generate(request) => self.service.open_local(request),
             // A local stream ends with its reader; there is never anything to go back to.
-            Open::Attach(_) => Err(LinkError::Refused(WireError::new(
+            Open::Attach(_) | Open::Reattach(..) => Err(LinkError::Refused(WireError::new(
                 ErrorCode::UnknownGeneration,
                 "a local generation cannot be attached to",
             ))),

@@ -26,6 +26,8 @@ pub(super) struct Entry {
 #[derive(Default)]
 pub(super) struct State {
     live: Option<Connection>,
+    /// When it was made.
+    since: Mono,
     /// A probe over `live` failed: the next connection replaces it, whatever its path.
     doubted: bool,
     dialing: bool,
@@ -48,6 +50,17 @@ impl State {
                 let reason = self.live.as_ref().and_then(Connection::close_reason);
                 reason.map_or_else(super::stopping, |r| crate::endpoint::link_error(&r))
             }))),
+        }
+    }
+
+    /// The same for a request that wants a connection made after `after`.
+    pub(super) fn outcome_since(&self, after: Mono) -> Option<Result<Connection, LinkError>> {
+        match self.outcome() {
+            Some(Ok(_)) if self.since <= after => {
+                let none = || LinkError::Lost("no other path answered".into());
+                (!self.dialing).then(|| Err(self.error.clone().unwrap_or_else(none)))
+            }
+            other => other,
         }
     }
 }
@@ -141,7 +154,7 @@ impl Entry {
             if better {
                 // The old one closes when its last stream ends.
                 state.live = Some(connection.clone());
-                state.doubted = false;
+                (state.since, state.doubted) = (clock::mono(), false);
             }
         });
     }

@@ -9,7 +9,8 @@
 //!   each [`timeouts::PROBE_EVERY`]; what comes of it is reported to the table.
 //! - **Doubt.** A probe that fails makes a connection *doubted*: all paths are dialed again
 //!   while the old connection stays in use. Whichever answers first is used from then on, and
-//!   streams that run on the other go on as long as it lives.
+//!   streams that run on the other go on as long as it lives. A stream that is silent for longer
+//!   than its path has shown doubts its connection too ([`Pool::connection_since`]).
 //! - **Putting away.** A connection that is neither kept nor was used for
 //!   [`timeouts::POOL_IDLE`] is dropped.
 //!
@@ -27,7 +28,7 @@ use crate::endpoint::{canonical, member_of};
 use crate::framing;
 use crate::identity::{Credentials, Member, role_dns_name};
 use crate::transport::LinkError;
-use entry::Entry;
+use entry::{Entry, State};
 use futures_util::FutureExt;
 use quinn::{Connection, Endpoint};
 use race::Race;
@@ -41,7 +42,7 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 use unamesh_proto::table::Snapshot;
 use unamesh_proto::wire::{Addr, ErrorCode, Probe, ProbeReply, Role, StreamKind, WireError};
-use unamesh_proto::{NodeId, limits, timeouts};
+use unamesh_proto::{Mono, NodeId, limits, timeouts};
 
 /// What was learned about a path, for the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,14 +142,54 @@ impl Pool {
         if let Some(connection) = entry.live() {
             return Ok(connection);
         }
-        let mut changes = entry.subscribe();
+        let changes = entry.subscribe();
         self.start_dial(&entry, ANY_RANK);
+        self.dialed(changes, State::outcome).await
+    }
+
+    /// A connection to `node` that was made after `after`: over all paths at once, unless there
+    /// is one. The older one, which fell silent then, stays until its streams end.
+    ///
+    /// # Errors
+    /// No path answered, or the peer refused; nothing was sent.
+    pub async fn connection_since(
+        self: &Arc<Self>,
+        node: NodeId,
+        after: Mono,
+    ) -> Result<Connection, LinkError> {
+        let entry = self.entry(node);
+        entry.touch();
+        let outcome = |state: &State| state.outcome_since(after);
+        for _ in 0..2 {
+            let changes = entry.subscribe();
+            if let Some(Ok(connection)) = outcome(&changes.borrow()) {
+                return Ok(connection);
+            }
+            if let Some(silent) = entry.live() {
+                entry.doubt(&silent);
+            }
+            let began = self.start_dial(&entry, ANY_RANK);
+            let dialed = self.dialed(changes, outcome).await;
+            if began || dialed.is_ok() {
+                return dialed;
+            }
+            // It was a dial of better paths alone, or it began before the silence.
+        }
+        Err(unreachable(node, Vec::new()))
+    }
+
+    /// Waits for the outcome of a dial.
+    async fn dialed(
+        &self,
+        mut changes: watch::Receiver<State>,
+        outcome: impl Fn(&State) -> Option<Result<Connection, LinkError>>,
+    ) -> Result<Connection, LinkError> {
         loop {
-            if let Some(outcome) = changes.borrow_and_update().outcome() {
+            if let Some(outcome) = outcome(&changes.borrow_and_update()) {
                 return outcome;
             }
             tokio::select! {
-                // The entry that we hold is the sender: it cannot be gone.
+                // Whoever waits holds the entry, which is the sender: it cannot be gone.
                 _ = changes.changed() => {}
                 () = self.stop.cancelled() => return Err(stopping()),
             }
@@ -259,9 +300,10 @@ impl Pool {
             .clone()
     }
 
-    /// Starts dialing the paths of a rank below `below`, unless a dial is under way.
-    fn start_dial(self: &Arc<Self>, entry: &Arc<Entry>, below: u8) {
-        if entry.begin_dial() {
+    /// Starts dialing the paths of a rank below `below`; false if a dial is under way.
+    fn start_dial(self: &Arc<Self>, entry: &Arc<Entry>, below: u8) -> bool {
+        let begun = entry.begin_dial();
+        if begun {
             let (pool, entry) = (self.clone(), entry.clone());
             self.tasks.spawn(async move {
                 let stop = pool.stop.clone();
@@ -274,6 +316,7 @@ impl Pool {
                 }
             });
         }
+        begun
     }
 
     async fn dial_paths(&self, entry: &Entry, below: u8) {

@@ -29,10 +29,13 @@ impl Transport for QuicTransport {
 }
 
 async fn open_stream(pool: &Arc<Pool>, node: NodeId, open: &Open) -> Result<QuicStream, LinkError> {
-    let (send, recv) = match open_bi(pool, node).await {
-        // It broke just now, with nothing sent: once more on a new connection.
-        Err(LinkError::Lost(_)) => open_bi(pool, node).await?,
-        other => other?,
+    let (send, recv) = match open {
+        Open::Reattach(_, after) => open_bi(pool.connection_since(node, *after)).await?,
+        _ => match open_bi(pool.connection(node)).await {
+            // It broke just now, with nothing sent: once more on a new connection.
+            Err(LinkError::Lost(_)) => open_bi(pool.connection(node)).await?,
+            other => other?,
+        },
     };
     let mut stream = QuicStream {
         writer: RecordWriter::new(send),
@@ -50,7 +53,7 @@ async fn open_stream(pool: &Arc<Pool>, node: NodeId, open: &Open) -> Result<Quic
             stream.writer.push(&header(StreamKind::Generate))?;
             stream.writer.write(request.as_ref()).await?;
         }
-        Open::Attach(attach) => {
+        Open::Attach(attach) | Open::Reattach(attach, _) => {
             stream.writer.push(&header(StreamKind::Attach))?;
             stream.writer.write(attach).await?;
         }
@@ -59,10 +62,9 @@ async fn open_stream(pool: &Arc<Pool>, node: NodeId, open: &Open) -> Result<Quic
 }
 
 async fn open_bi(
-    pool: &Arc<Pool>,
-    node: NodeId,
+    connection: impl Future<Output = Result<quinn::Connection, LinkError>>,
 ) -> Result<(quinn::SendStream, quinn::RecvStream), LinkError> {
-    let connection = pool.connection(node).await?;
+    let connection = connection.await?;
     // Waits only if the peer's limit of streams is used up.
     match tokio::time::timeout(timeouts::DIAL, connection.open_bi()).await {
         Ok(opened) => opened.map_err(|e| link_error(&e)),

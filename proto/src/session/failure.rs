@@ -52,6 +52,10 @@ impl Session {
             Closed::Ended => Reason::EndedEarly,
             Closed::Lost(_) => Reason::Lost,
         };
+        let moves = reason == Reason::Lost || self.is_attaching(id);
+        if moves && self.go_on_fresh_path(id) {
+            return;
+        }
         if reason != Reason::Lost || !self.reattach(id, now) {
             self.fail(id, reason);
         }
@@ -63,7 +67,7 @@ impl Session {
         let Some(lost) = self.find(id) else {
             return false;
         };
-        let (Some(generation), false) = (lost.generation, lost.attach) else {
+        let (Some(generation), false) = (lost.generation, lost.reattaches()) else {
             return false;
         };
         let (draining, itl, hedge) = (lost.draining, lost.itl, lost.hedge);
@@ -94,6 +98,9 @@ impl Session {
 
     /// The attempt is over. Others go on, or the next candidate is sought.
     pub(super) fn fail(&mut self, id: AttemptId, reason: Reason) {
+        if reason == Reason::Silence && self.is_attaching(id) && self.go_on_fresh_path(id) {
+            return;
+        }
         let Some(failed) = self.find(id) else { return };
         let (node, engine) = (failed.node(), failed.candidate.engine);
         let digest = failed.digest.clone();

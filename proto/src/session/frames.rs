@@ -11,6 +11,7 @@ use crate::wire::{Done, GenFrame, Token};
 
 impl Session {
     pub(super) fn frame(&mut self, id: AttemptId, frame: GenFrame, now: Mono) {
+        self.old_path_lives(id);
         let Some(attempt) = self.find(id) else { return };
         attempt.hear(now);
         match frame {
@@ -60,6 +61,10 @@ impl Session {
             self.note_reattached(node, now);
         }
         if self.current == Some(id) {
+            if index < expected + self.held.len() {
+                // It came over the old path while the new one was asked for.
+                return;
+            }
             return self.deliver_from_current(id, token, now);
         }
         if self.is_seam(index) {

@@ -1,6 +1,7 @@
 //! The machine: one `match` on the input; what it calls stands below it.
 
 use super::attempt::{Attempt, AttemptId, Stage};
+use super::fresh::Fresh;
 use super::handover::Handover;
 use super::{Config, Effect, Failure, How, Input, Note, Output, Reason, Silence};
 use crate::ids::NodeId;
@@ -53,6 +54,7 @@ pub struct Session {
     /// producer hands over. Each with its `extra`.
     pub(super) held: Vec<(Chunk, String)>,
     pub(super) handover: Handover,
+    pub(super) fresh: Fresh,
     pub(super) tried: Vec<Tried>,
     pub(super) loss: Option<Loss>,
     pub(super) last_token: Mono,
@@ -89,6 +91,7 @@ impl Session {
             delivered: Vec::new(),
             held: Vec::new(),
             handover: Handover::default(),
+            fresh: Fresh::default(),
             tried: Vec::new(),
             loss: None,
             last_token: now,
@@ -117,13 +120,18 @@ impl Session {
         self.now = now;
         match input {
             Input::Candidates(candidates) => self.candidates(candidates, now),
+            Input::Opened(id) if self.is_fresh_path(id) => self.fresh_path_opened(now),
             Input::Opened(id) => {
                 if let Some(a) = self.find(id) {
                     a.stage = Stage::Waiting;
                     a.heard = now;
                 }
             }
+            Input::Frame(id, frame) if self.is_fresh_path(id) => {
+                self.fresh_path_answers(frame, now);
+            }
             Input::Frame(id, frame) => self.frame(id, frame, now),
+            Input::Closed(id, _) if self.is_fresh_path(id) => self.drop_fresh_path(),
             Input::Closed(id, closed) => self.closed(id, closed, now),
             Input::PeerGoing(node) => self.peer_going(node, now),
             Input::Hedge => self.may_hedge(),
@@ -160,6 +168,7 @@ impl Session {
             .chain(self.waiting_until)
             .chain(retry)
             .chain(self.next_hedge())
+            .chain(self.next_fresh_path())
             .chain(self.next_release())
             .min()
     }
@@ -275,6 +284,16 @@ impl Session {
     pub(super) fn attempt(&mut self, candidate: Candidate, next: usize, now: Mono) -> Attempt {
         let id = AttemptId(self.next_id);
         self.next_id += 1;
+        self.attempt_as(id, candidate, next, now)
+    }
+
+    pub(super) fn attempt_as(
+        &self,
+        id: AttemptId,
+        candidate: Candidate,
+        next: usize,
+        now: Mono,
+    ) -> Attempt {
         let learned = self
             .config
             .silence
@@ -329,6 +348,7 @@ impl Session {
     pub(super) fn drop_attempt(&mut self, id: AttemptId) {
         self.learn(id);
         self.attempts.retain(|a| a.id != id);
+        self.drop_orphan();
     }
 
     /// Tells what an attempt that ends has shown of its path and its engine.
@@ -363,6 +383,7 @@ impl Session {
                 }));
             }
         }
+        self.drop_orphan();
     }
 
     pub(super) fn emit(&mut self, output: Output) {
@@ -371,6 +392,7 @@ impl Session {
 
     pub(super) fn end(&mut self, output: Output) {
         self.return_hedge();
+        self.drop_fresh_path();
         while let Some(id) = self.attempts.first().map(|a| a.id) {
             self.learn(id);
             let attempt = self.attempts.remove(0);

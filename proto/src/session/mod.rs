@@ -28,16 +28,19 @@
 //! - A chunk without text (half a character, half a stop sequence) is held until text follows,
 //!   and dropped at a seam: the next engine makes it again. So a stop sequence or a character
 //!   that straddles the seam is neither cut nor doubled.
+//! - A silent attempt is also asked for over another connection to the same peer: it is one
+//!   generation with one numbering, whichever path its tokens take (`fresh.rs`).
 //! - The end is checked too: a `Done` whose frame count is not what arrived is a failure.
 //!
 //! Every transition starts in the one `match` of [`Session::handle`] (`machine.rs`); what it
-//! calls is in `frames.rs`, `failure.rs`, `suspicion.rs` and `handover.rs`, the times are in
-//! `deadline.rs`.
+//! calls is in `frames.rs`, `failure.rs`, `suspicion.rs`, `fresh.rs` and `handover.rs`, the times
+//! are in `deadline.rs`.
 
 mod attempt;
 mod deadline;
 mod failure;
 mod frames;
+mod fresh;
 mod handover;
 mod machine;
 mod silence;
@@ -50,6 +53,7 @@ pub use silence::Silence;
 use crate::ids::NodeId;
 use crate::rank::Candidate;
 use crate::stalls::Observed;
+use crate::time::Mono;
 use crate::wire::{Attach, Chunk, ErrorCode, FinishReason, GenFrame, Phase, Usage, WireError};
 use std::time::Duration;
 
@@ -139,6 +143,13 @@ pub enum How {
     Generate(Vec<Chunk>),
     /// The rest of one that runs there.
     Attach(Attach),
+    /// The same over a connection that is younger than the last frame of the one in use.
+    Reattach {
+        /// Of what.
+        attach: Attach,
+        /// When that frame came.
+        heard: Mono,
+    },
 }
 
 /// Whether the new engine continued from the very same tokens.

@@ -48,6 +48,7 @@ impl Session {
             return self.fail(worse, why);
         }
         self.seek_backup();
+        self.try_fresh_path(now);
     }
 
     /// Seeks a backup if one is wanted: at once where it is no hedge or is paid for, else after
@@ -68,7 +69,7 @@ impl Session {
     pub(super) fn would_hedge(&self) -> bool {
         self.attempts.iter().any(|a| {
             let looks_hung = matches!(a.suspect, Some(Reason::Silence | Reason::Stall));
-            looks_hung && !a.attach && !a.draining
+            looks_hung && !a.reattaches() && !a.draining
         })
     }
 
@@ -145,6 +146,7 @@ impl Session {
                 self.suspect(id, reason, now);
             }
         }
+        self.wake_fresh_path(now);
         self.release(now);
         self.hand_over(now);
         if self.next_hedge().is_some_and(|at| now >= at) {

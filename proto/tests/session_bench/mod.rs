@@ -24,6 +24,8 @@ pub struct Bench {
     pub peers: Vec<u8>,
     pub opened: Vec<(AttemptId, u8, How)>,
     pub reset: Vec<AttemptId>,
+    /// Fresh paths that were asked for and are not given up; they open when the test says so.
+    pub fresh: Vec<(AttemptId, How)>,
     pub outputs: Vec<Output>,
     pub notes: Vec<Note>,
     pub hedges: u32,
@@ -42,6 +44,7 @@ impl Bench {
             peers: peers.to_vec(),
             opened: Vec::new(),
             reset: Vec::new(),
+            fresh: Vec::new(),
             outputs: Vec::new(),
             notes: Vec::new(),
             hedges: 3,
@@ -59,12 +62,20 @@ impl Bench {
                     self.session.handle(Input::Candidates(ranked), self.now);
                 }
                 Effect::Open {
+                    attempt,
+                    how: how @ How::Reattach { .. },
+                    ..
+                } => self.fresh.push((attempt, how)),
+                Effect::Open {
                     attempt, node, how, ..
                 } => {
                     self.opened.push((attempt, node.0[0], how));
                     self.session.handle(Input::Opened(attempt), self.now);
                 }
-                Effect::Reset(attempt) => self.reset.push(attempt),
+                Effect::Reset(attempt) => match self.fresh.iter().position(|f| f.0 == attempt) {
+                    Some(at) => drop(self.fresh.remove(at)),
+                    None => self.reset.push(attempt),
+                },
                 Effect::Emit(output) => self.outputs.push(output),
                 Effect::Hedge => {
                     self.asked += 1;
@@ -158,7 +169,7 @@ impl Bench {
     pub fn prefix(&self, attempt: usize) -> String {
         match &self.opened[attempt].2 {
             How::Generate(prefix) => prefix.iter().map(|c| c.text.as_str()).collect(),
-            How::Attach(_) => panic!("an attach"),
+            How::Attach(_) | How::Reattach { .. } => panic!("an attach"),
         }
     }
 }

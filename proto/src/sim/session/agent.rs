@@ -27,7 +27,9 @@ impl World<'_> {
         }
         match how {
             How::Generate(prefix) => self.start(node, attempt, prefix),
-            How::Attach(attach) => self.attach(node, attempt, attach.generation, attach.have),
+            How::Attach(attach) | How::Reattach { attach, .. } => {
+                self.attach(node, attempt, attach.generation, attach.have)
+            }
         }
     }
 
@@ -70,6 +72,7 @@ impl World<'_> {
             exact: true,
         };
         self.agents[node].generations.insert(key, generation);
+        self.report.generations += 1;
         self.send(node, attempt, GenFrame::Accepted(accepted));
         self.at(ttft, Event::Step(node, key));
         self.at(PROGRESS_EVERY, Event::Beat(node, key));
@@ -97,9 +100,16 @@ impl World<'_> {
             let error = WireError::new(ErrorCode::UnknownGeneration, "gone");
             return self.send(node, attempt, GenFrame::Error(error));
         };
-        generation.attempt = Some(attempt);
+        let superseded = generation.attempt.replace(attempt);
         generation.detached_at = None;
         let (key, next, done) = (*key, generation.next, generation.done);
+        if let Some(old) = superseded.filter(|old| *old != attempt)
+            && self.passes(old).is_some()
+        {
+            let at = self.arrival(node, old);
+            let lost = Closed::Lost("superseded".into());
+            self.at_time(at, Event::CloseAtClient(old, lost));
+        }
         for index in have..next {
             let frame = self.token(node, index);
             self.send(node, attempt, frame);
@@ -237,7 +247,8 @@ impl World<'_> {
     pub(super) fn arrival(&mut self, node: usize, attempt: AttemptId) -> Mono {
         let model = &self.scenario.nodes[node];
         let jitter = model.jitter.mul_f64(self.rng.random::<f64>());
-        let sent = self.now.max(self.agents[node].cut_until) + model.delay + jitter;
+        let passes = self.passes(attempt).unwrap_or(self.now);
+        let sent = passes.max(self.agents[node].cut_until) + model.delay + jitter;
         match self.links.get_mut(&attempt) {
             Some((_, horizon)) => {
                 *horizon = sent.max(*horizon + Duration::from_micros(1));
@@ -251,6 +262,9 @@ impl World<'_> {
         let cut = &self.agents[node];
         if cut.cut_until > self.now && cut.cut_until.since(cut.cut_since) > IDLE {
             return; // The connection will have timed out before it heals.
+        }
+        if self.passes(attempt).is_none() {
+            return;
         }
         let at = self.arrival(node, attempt);
         let life = self.agents[node].life;

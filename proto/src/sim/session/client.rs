@@ -4,7 +4,8 @@ use super::{Agent, Event, World, chunk, id_of, terminal};
 use crate::ids::NodeId;
 use crate::rank::{Candidate, Cost};
 use crate::session::{AttemptId, Closed, Effect, How, Input, Note, Output};
-use crate::timeouts::{IDLE, TABLE_DOWN};
+use crate::time::Mono;
+use crate::timeouts::{DIAL, IDLE, TABLE_DOWN};
 use std::time::Duration;
 
 impl World<'_> {
@@ -22,8 +23,7 @@ impl World<'_> {
                 } => self.open(attempt, node, how),
                 Effect::Reset(attempt) => {
                     if let Some((node, _)) = self.links.remove(&attempt) {
-                        let delay = self.scenario.nodes[node].delay;
-                        self.at(delay, Event::ResetAtNode(node, attempt));
+                        self.to_node(node, attempt, Event::ResetAtNode(node, attempt));
                     }
                 }
                 Effect::Emit(output) => self.emit(output),
@@ -91,7 +91,19 @@ impl World<'_> {
             self.prefixes.insert(node, prefix.clone());
         }
         self.links.insert(attempt, (node, self.now));
-        let model = &self.scenario.nodes[node];
+        if let How::Reattach { attach, .. } = how {
+            let round_trip = self.scenario.nodes[node].delay * 2;
+            return self.at(
+                round_trip,
+                Event::Dialed(node, attempt, How::Attach(attach)),
+            );
+        }
+        if let Some((until, _)) = self.agents[node]
+            .path
+            .filter(|(until, _)| *until > self.now)
+        {
+            self.path_dies(node, attempt, until);
+        }
         self.session.handle(Input::Opened(attempt), self.now);
         // A process that is gone is noticed by the connection's idle time-out, or at once by
         // a fresh dial.
@@ -101,7 +113,39 @@ impl World<'_> {
                 Event::CloseAtClient(attempt, Closed::Lost("idle".into())),
             );
         }
-        self.at(model.delay, Event::ToNode(node, attempt, how));
+        self.to_node(node, attempt, Event::ToNode(node, attempt, how));
+    }
+
+    /// A fresh connection to `node` is there, and is the one in use from now on; or nobody
+    /// answered.
+    pub(super) fn dialed(&mut self, node: usize, attempt: AttemptId, how: How) {
+        if !self.links.contains_key(&attempt) {
+            return;
+        }
+        let agent = &mut self.agents[node];
+        if agent.dead || agent.cut_until.max(agent.frozen_until) > self.now {
+            let closed = Closed::Unreachable("no answer".into());
+            return self.at(DIAL, Event::CloseAtClient(attempt, closed));
+        }
+        agent.path = None;
+        self.input(Input::Opened(attempt));
+        self.to_node(node, attempt, Event::ToNode(node, attempt, how));
+    }
+
+    /// Sends something to a node: later or never if its path is dead.
+    pub(super) fn to_node(&mut self, node: usize, attempt: AttemptId, event: Event) {
+        let delay = self.scenario.nodes[node].delay;
+        if let Some(at) = self.passes(attempt) {
+            self.at_time(at + delay, event);
+        }
+    }
+
+    /// From when on something passes on the path of `attempt`; `None` if it is lost before.
+    pub(super) fn passes(&self, attempt: AttemptId) -> Option<Mono> {
+        match self.dead_paths.get(&attempt) {
+            Some((until, long)) if *until > self.now => (*long <= IDLE).then_some(*until),
+            _ => Some(self.now),
+        }
     }
 
     pub(super) fn emit(&mut self, output: Output) {

@@ -2,6 +2,7 @@
 
 use super::{Event, Fault, World};
 use crate::session::{AttemptId, Closed};
+use crate::time::Mono;
 use crate::timeouts::IDLE;
 use crate::wire::{Draining, GenFrame};
 use std::time::Duration;
@@ -21,6 +22,13 @@ impl World<'_> {
                 agent.cut_until = agent.cut_until.max(now + long);
                 agent.cut_since = now;
                 self.silent_for(node, long);
+            }
+            Fault::PathDies(long) => {
+                let until = now + long;
+                self.agents[node].path = Some((until, long));
+                for attempt in self.attempts_at(node) {
+                    self.path_dies(node, attempt, until);
+                }
             }
             Fault::Hang(long) => {
                 let agent = &mut self.agents[node];
@@ -67,6 +75,28 @@ impl World<'_> {
         for generation in self.agents[node].generations.values_mut() {
             generation.attempt = None;
             generation.detached_at = Some(now);
+        }
+    }
+
+    /// The path of `attempt` is dead until then. If that is too long for its connection, both
+    /// sides notice.
+    pub(super) fn path_dies(&mut self, node: usize, attempt: AttemptId, until: Mono) {
+        let long = until.since(self.now);
+        self.dead_paths.insert(attempt, (until, long));
+        if long > IDLE {
+            let lost = Closed::Lost("idle".into());
+            self.at(IDLE, Event::CloseAtClient(attempt, lost));
+            self.at(IDLE, Event::Detach(node, attempt));
+        }
+    }
+
+    pub(super) fn detach(&mut self, node: usize, attempt: AttemptId) {
+        let now = self.now;
+        for generation in self.agents[node].generations.values_mut() {
+            if generation.attempt == Some(attempt) {
+                generation.attempt = None;
+                generation.detached_at = Some(now);
+            }
         }
     }
 

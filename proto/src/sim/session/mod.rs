@@ -34,7 +34,9 @@ pub struct Report {
     pub longest_wait: Duration,
     /// Attempts that were opened.
     pub attempts: u32,
-    /// Of them, those that stood by for a peer in trouble.
+    /// Generations that agents began.
+    pub generations: u32,
+    /// Of the attempts, those that stood by for a peer in trouble.
     pub backups: u32,
     /// A rule that the run broke, if any.
     pub violation: Option<String>,
@@ -75,6 +77,10 @@ enum Event {
     CloseAtClient(AttemptId, Closed),
     Fault(usize, Fault),
     Restart(usize),
+    /// A new connection to a node is there, or not.
+    Dialed(usize, AttemptId, How),
+    /// The agent notices that an attempt's connection is lost.
+    Detach(usize, AttemptId),
     Leave(usize),
     PeerGoing(usize),
     Peers,
@@ -105,6 +111,8 @@ struct Agent {
     frozen_until: Mono,
     cut_until: Mono,
     cut_since: Mono,
+    /// The client's connection is on a path that is dead until then, and for how long in all.
+    path: Option<(Mono, Duration)>,
     hung_until: Mono,
     busy: bool,
     draining: bool,
@@ -126,6 +134,8 @@ struct World<'a> {
     hedges: Hedges,
     /// Attempt -> (node, in-order delivery horizon, connection generation).
     links: BTreeMap<AttemptId, (usize, Mono)>,
+    /// Attempts on a path that is dead until then, and for how long in all.
+    dead_paths: BTreeMap<AttemptId, (Mono, Duration)>,
     /// What each node was asked last to continue.
     prefixes: BTreeMap<usize, Vec<Chunk>>,
     next_generation: u64,
@@ -152,6 +162,7 @@ pub fn run(scenario: &Scenario) -> Report {
         session: Session::new(config, Mono::ZERO),
         hedges: Hedges::new(scenario.hedges),
         links: BTreeMap::new(),
+        dead_paths: BTreeMap::new(),
         prefixes: BTreeMap::new(),
         next_generation: 1,
         wake_at: None,
@@ -209,6 +220,8 @@ impl World<'_> {
                     self.input(Input::Frame(attempt, frame));
                 }
             }
+            Event::Dialed(node, attempt, how) => self.dialed(node, attempt, how),
+            Event::Detach(node, attempt) => self.detach(node, attempt),
             Event::CloseAtClient(attempt, closed) => self.input(Input::Closed(attempt, closed)),
             Event::Fault(node, fault) => self.fault(node, fault),
             Event::Restart(node) => {

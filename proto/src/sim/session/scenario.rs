@@ -18,6 +18,8 @@ pub enum Fault {
     Freeze(Duration),
     /// Nothing passes between it and the client for a while.
     Cut(Duration),
+    /// The path in use dies for a while, and the process lives: a new connection takes another.
+    PathDies(Duration),
     /// Its engine makes nothing for a while; the agent goes on saying so.
     Hang(Duration),
     /// The engine fails: an error frame.
@@ -89,7 +91,7 @@ impl Scenario {
         for _ in 0..rng.random_range(1..=4) {
             let (at, long) = (ms(&mut rng, 0, 1500), ms(&mut rng, 50, 7000));
             let restart = rng.random_bool(0.5).then_some(long);
-            let fault = match rng.random_range(0..9) {
+            let fault = match rng.random_range(0..10) {
                 0 => Fault::Kill { restart },
                 1 => Fault::Freeze(long),
                 2 => Fault::Cut(long),
@@ -98,6 +100,7 @@ impl Scenario {
                 5 => Fault::EndsEarly,
                 6 => Fault::SkipsToken,
                 7 => Fault::Busy,
+                8 => Fault::PathDies(long),
                 _ => Fault::Drain(long),
             };
             let node = rng.random_range(0..faulty);
