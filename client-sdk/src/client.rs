@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use unamesh_proto::NodeId;
 use unamesh_proto::breaker::Standing;
 use unamesh_proto::hedge::Counts;
+use unamesh_proto::learned::Learned;
 use unamesh_proto::rank::{Need, Ranking};
 use unamesh_proto::session::Seam;
 use unamesh_proto::table::Snapshot;
@@ -424,6 +425,17 @@ impl MeshClient {
             (self.shared.peer(s.node), engine, s)
         });
         named.collect()
+    }
+
+    /// What was learned of paths and engines, to be kept for the next start; `None` if nothing is
+    /// new since the last call.
+    pub fn learned(&self) -> Option<Learned> {
+        self.shared.learned()
+    }
+
+    /// Adds what [`MeshClient::learned`] gave out in an earlier life.
+    pub fn recall(&self, learned: Learned) {
+        self.shared.recall(learned);
     }
 
     /// Closes a stand-alone client and waits for its tasks, at most

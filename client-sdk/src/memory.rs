@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{broadcast, watch};
 use unamesh_proto::breaker::{Breakers, Standing};
 use unamesh_proto::hedge::{Counts, Hedges};
+use unamesh_proto::learned::Learned;
 use unamesh_proto::rank::{Need, Ranking, near_names, rank};
 use unamesh_proto::session::{Config, Note, Silence};
 use unamesh_proto::stalls::Stalls;
@@ -39,6 +40,8 @@ struct Memory {
     breakers: Breakers,
     stalls: Stalls,
     hedges: Hedges,
+    /// Something was learned that [`Shared::learned`] has not given out.
+    news: bool,
 }
 
 impl Shared {
@@ -95,6 +98,26 @@ impl Shared {
             let median = *median;
             memory.sessions.retain(|_, (_, at)| *at > median);
         }
+    }
+
+    /// What was learned, if anything is new since the last call.
+    pub fn learned(&self) -> Option<Learned> {
+        let mut memory = self.memory();
+        let news = std::mem::take(&mut memory.news);
+        news.then(|| {
+            let paths = memory.silences.iter().map(|(n, s)| (*n, *s)).collect();
+            Learned::new(paths, memory.stalls.save(clock::mono()), clock::wall())
+        })
+    }
+
+    /// Adds what was learned in an earlier life; what was learned since stands.
+    pub fn recall(&self, learned: Learned) {
+        let (paths, models, away) = learned.parts(clock::wall());
+        let mut memory = self.memory();
+        for (node, silence) in paths {
+            memory.silences.entry(node).or_insert(silence);
+        }
+        memory.stalls.restore(models, away, clock::mono());
     }
 
     /// Logs `activity` and tells whoever listens.
@@ -212,6 +235,7 @@ impl Shared {
         match note {
             Note::Learned { node, silence } => {
                 memory.silences.insert(*node, *silence);
+                memory.news = true;
                 if memory.silences.len() > limits::MAX_PEERS {
                     let snapshot = self.table.borrow().clone();
                     memory.silences.retain(|n, _| snapshot.get(n).is_some());
@@ -221,7 +245,10 @@ impl Shared {
                 node,
                 model,
                 observed,
-            } => memory.stalls.learn(*node, model, observed, now),
+            } => {
+                memory.stalls.learn(*node, model, observed, now);
+                memory.news = true;
+            }
             _ => {}
         }
         memory.breakers.note(note, &mut rand::rng(), now)

@@ -28,6 +28,7 @@ pub mod hedge;
 pub mod ids;
 pub mod jitter;
 pub mod journal;
+pub mod learned;
 pub mod limits;
 pub mod rank;
 pub mod session;

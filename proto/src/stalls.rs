@@ -25,10 +25,11 @@
 //! is exact at the tails but rebuilds itself on every merge.
 
 use crate::ids::NodeId;
-use crate::limits::MAX_LEARNED;
+use crate::limits::{MAX_LEARNED, MAX_NAME};
 use crate::rank::Candidate;
 use crate::time::Mono;
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -51,8 +52,10 @@ const UNIT: Duration = Duration::from_micros(100);
 /// Longer waits count as this one, in units: ten minutes.
 const LONGEST: u64 = 6_000_000;
 
-/// A distribution of durations: 100 µs to 10 min, within a tenth.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// A distribution of durations: 100 µs to 10 min, within a tenth. Serialised as its
+/// (units of 100 µs, count) pairs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Vec<(u64, u16)>", into = "Vec<(u64, u16)>")]
 pub struct Sketch(Option<Histogram<u16>>);
 
 impl Sketch {
@@ -113,6 +116,40 @@ impl Sketch {
     }
 }
 
+impl From<Vec<(u64, u16)>> for Sketch {
+    fn from(pairs: Vec<(u64, u16)>) -> Self {
+        let counts = Histogram::new_with_bounds(1, LONGEST, 1).ok();
+        let counts = counts.map(|mut counts| {
+            for (units, count) in pairs {
+                counts.saturating_record_n(units, count);
+            }
+            counts
+        });
+        Sketch(counts.filter(|c| !c.is_empty()))
+    }
+}
+
+impl From<Sketch> for Vec<(u64, u16)> {
+    fn from(sketch: Sketch) -> Self {
+        let counts = sketch.0.iter().flat_map(Histogram::iter_recorded);
+        counts
+            .map(|bucket| (bucket.value_iterated_to(), bucket.count_at_value()))
+            .collect()
+    }
+}
+
+/// What is known of one model at one node, for [`crate::learned::Learned`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LearnedModel {
+    node: NodeId,
+    model: String,
+    /// Since it was used.
+    idle_s: u64,
+    /// By class of prompt length.
+    first: [Sketch; CLASSES.len() + 1],
+    gaps: Sketch,
+}
+
 /// What one stream showed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
@@ -142,11 +179,16 @@ struct Learned {
 
 impl Learned {
     fn age(&mut self, now: Mono) {
-        let lives = now.since(self.touched).as_secs() / HALF_LIFE.as_secs();
+        self.halve(now.since(self.touched));
+        self.touched = now;
+    }
+
+    /// Doubts what was not used for `idle`.
+    fn halve(&mut self, idle: Duration) {
+        let lives = idle.as_secs() / HALF_LIFE.as_secs();
         for sketch in self.first.iter_mut().chain([&mut self.gaps]) {
             (0..lives.min(16)).for_each(|_| sketch.halve());
         }
-        self.touched = now;
     }
 
     fn bounds(&self, prompt_tokens: u32) -> Bounds {
@@ -197,6 +239,42 @@ impl Stalls {
     pub fn fill(&self, ranked: &mut [Candidate], prompt_tokens: u32) {
         for candidate in ranked {
             candidate.learned = self.bounds(candidate.node, &candidate.model, prompt_tokens);
+        }
+    }
+
+    /// All that is known, latest used first.
+    pub fn save(&self, now: Mono) -> Vec<LearnedModel> {
+        let all = self.models.iter();
+        let all = all.flat_map(|(node, models)| models.iter().map(|(m, l)| (*node, m, l)));
+        let saved = all.map(|(node, model, learned)| LearnedModel {
+            node,
+            model: model.clone(),
+            idle_s: now.since(learned.touched).as_secs(),
+            first: learned.first.clone(),
+            gaps: learned.gaps.clone(),
+        });
+        let mut saved: Vec<_> = saved.collect();
+        saved.sort_by_key(|model| model.idle_s);
+        saved
+    }
+
+    /// Adds what was saved `away` ago, aged by that; what was learned since stands.
+    pub fn restore(&mut self, saved: Vec<LearnedModel>, away: Duration, now: Mono) {
+        for model in saved {
+            let mut learned = Learned {
+                first: model.first,
+                gaps: model.gaps,
+                touched: now,
+            };
+            learned.halve(away.saturating_add(Duration::from_secs(model.idle_s)));
+            for first in &mut learned.first {
+                first.shrink_to(FULL_FIRST);
+            }
+            learned.gaps.shrink_to(FULL_GAPS);
+            if model.model.len() <= MAX_NAME && self.len() < MAX_LEARNED {
+                let models = self.models.entry(model.node).or_default();
+                models.entry(model.model).or_insert(learned);
+            }
         }
     }
 

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::engine::registry::Registry;
 use crate::gateway::{self, GatewayState};
 use crate::serve::Service;
-use crate::state::{AdminToken, AgentInfo, LastGood, StateDir};
+use crate::state::{AdminToken, AgentInfo, LastGood, StateDir, keep_learned};
 use crate::swarm::{Judge, Swarm};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -99,6 +99,11 @@ impl Wiring {
         self.tasks.spawn(pass_on(
             client.activity(),
             mesh.events.clone(),
+            self.stop.clone(),
+        ));
+        self.tasks.spawn(keep_learned(
+            client.clone(),
+            self.state.clone(),
             self.stop.clone(),
         ));
         let control = self.control(&mesh, &opened, ca, &client);

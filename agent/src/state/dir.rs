@@ -8,7 +8,7 @@ use std::sync::Arc;
 use unamesh_proto::Wall;
 
 /// No state file is larger: 1,024 peers with 8 addresses are some 400 kB.
-const MAX_FILE: u64 = 4 * 1024 * 1024;
+pub(super) const MAX_FILE: u64 = 4 * 1024 * 1024;
 
 /// An existing state directory. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@
 //! | `admin.token` | opens the local mesh API ([`AdminToken`]) | a new one is made |
 //! | `agent.json` | where the running agent listens ([`AgentInfo`]) | - |
 //! | `speeds.json` | measured speeds ([`SpeedStore`]) | measured again |
+//! | `learned.json` | how paths and engines of the mesh fare ([`keep_learned`]) | learned again |
 //! | `seeds.json` | what the inviter named, written by `unamesh-client` | the same |
 //! | `peers.json` | addresses that worked ([`LastGood`]) | mDNS and seeds find them |
 //!
@@ -18,13 +19,16 @@
 
 mod agent_info;
 mod dir;
+mod keep;
 mod last_good;
+mod learned;
 mod secret;
 mod speeds;
 
 pub use agent_info::AgentInfo;
 pub use dir::{StateDir, StateLock};
 pub use last_good::LastGood;
+pub use learned::keep_learned;
 pub use secret::AdminToken;
 pub use speeds::SpeedStore;
 

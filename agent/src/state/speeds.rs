@@ -4,6 +4,7 @@
 //! and writes it down: at most every [`SAVE_EVERY`] and when the agent ends, never on the
 //! path of a token.
 
+use super::keep::keep_saved;
 use super::{StateDir, StateError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -143,27 +144,10 @@ impl SpeedStore {
         written
     }
 
-    /// Saves every [`SAVE_EVERY`] until `stop`, then once more. A failure is logged when it
-    /// begins, not every minute. The node owns the task.
+    /// Saves every [`SAVE_EVERY`] until `stop`, then once more. The node owns the task.
     pub async fn keep_saved(self: Arc<Self>, stop: CancellationToken) {
-        let mut failing = false;
-        loop {
-            let ending = tokio::select! {
-                () = stop.cancelled() => true,
-                () = tokio::time::sleep(SAVE_EVERY) => false,
-            };
-            let store = Arc::clone(&self);
-            let saved = tokio::task::spawn_blocking(move || store.save()).await;
-            if let Ok(Err(error)) = &saved
-                && !failing
-            {
-                tracing::warn!(%error, "measured speeds are not being saved");
-            }
-            failing = matches!(saved, Ok(Err(_)));
-            if ending {
-                return;
-            }
-        }
+        let save = move || self.save();
+        keep_saved("measured speeds", SAVE_EVERY, save, stop).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -24,7 +24,7 @@ use std::time::Duration;
 /// }
 /// assert_eq!(path.bound(), SILENCE_MAX);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Silence {
     mean_us: f32,
     deviation_us: f32,
@@ -36,6 +36,15 @@ impl Silence {
         let late = gap.saturating_sub(PROGRESS_EVERY).as_micros() as f32;
         self.deviation_us += ((late - self.mean_us).abs() - self.deviation_us) / 4.0;
         self.mean_us += (late - self.mean_us) / 8.0;
+    }
+
+    /// The same, of a record that nobody vouches for: no later than counts.
+    pub(crate) fn believed(self) -> Self {
+        let most = SILENCE_MAX.as_micros() as f32;
+        Silence {
+            mean_us: self.mean_us.clamp(0.0, most),
+            deviation_us: self.deviation_us.clamp(0.0, most),
+        }
     }
 
     /// Silence beyond this is suspicious.

@@ -23,7 +23,7 @@ impl World<'_> {
                 } => self.open(attempt, node, how),
                 Effect::Reset(attempt) => {
                     if let Some((node, _)) = self.links.remove(&attempt) {
-                        self.to_node(node, attempt, Event::ResetAtNode(node, attempt));
+                        self.travel(node, attempt, Event::ResetAtNode(node, attempt));
                     }
                 }
                 Effect::Emit(output) => self.emit(output),
@@ -113,7 +113,7 @@ impl World<'_> {
                 Event::CloseAtClient(attempt, Closed::Lost("idle".into())),
             );
         }
-        self.to_node(node, attempt, Event::ToNode(node, attempt, how));
+        self.travel(node, attempt, Event::ToNode(node, attempt, how));
     }
 
     /// A fresh connection to `node` is there, and is the one in use from now on; or nobody
@@ -129,11 +129,11 @@ impl World<'_> {
         }
         agent.path = None;
         self.input(Input::Opened(attempt));
-        self.to_node(node, attempt, Event::ToNode(node, attempt, how));
+        self.travel(node, attempt, Event::ToNode(node, attempt, how));
     }
 
     /// Sends something to a node: later or never if its path is dead.
-    pub(super) fn to_node(&mut self, node: usize, attempt: AttemptId, event: Event) {
+    pub(super) fn travel(&mut self, node: usize, attempt: AttemptId, event: Event) {
         let delay = self.scenario.nodes[node].delay;
         if let Some(at) = self.passes(attempt) {
             self.at_time(at + delay, event);
