@@ -105,7 +105,8 @@ async fn a_frozen_machine_is_seen_suspected_and_replaced() {
             _ => {}
         }
     }
-    let (seen_json, seen_text) = tokio::join!(json.until("peer_changed"), text.until("peer_changed"));
+    let (seen_json, seen_text) =
+        tokio::join!(json.until("peer_changed"), text.until("peer_changed"));
     println!("{}\n{}", seen_json.join("\n"), seen_text.join("\n"));
     let events: Vec<Value> = seen_json
         .iter()

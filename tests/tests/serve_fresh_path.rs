@@ -11,8 +11,8 @@
 mod serve_support;
 
 use futures_util::StreamExt;
-use serve_support::relay::Relay;
-use serve_support::{Caller, Mesh, PATIENCE, Server, signed};
+use serve_support::peers::{peer, table};
+use serve_support::{Caller, Mesh, PATIENCE, Server};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,12 +23,11 @@ use tokio_util::task::TaskTracker;
 use unamesh_agent::serve::ServeConfig;
 use unamesh_client::activity::Activity;
 use unamesh_client::client::{ClientError, Event, MeshClient, Request};
-use unamesh_client::clock;
 use unamesh_client::driver::Generation;
 use unamesh_client::pool::{Pool, QuicTransport};
-use unamesh_proto::table::{Liveness, Path, Peer, Snapshot};
-use unamesh_proto::wire::{Addr, Advert, Hardware, NodeState, PathKind, Role};
-use unamesh_tests::doubles::{EngineDouble, Script};
+use unamesh_proto::table::Snapshot;
+use unamesh_proto::wire::Role;
+use unamesh_tests::doubles::{EngineDouble, PathDouble, Script};
 use unamesh_tests::measure::Samples;
 
 /// From the last token over the dead path to the first over the other.
@@ -40,7 +39,7 @@ struct Home {
     engine: EngineDouble,
     server: Server,
     /// In the order in which they are tried.
-    relays: [Relay; 2],
+    paths: [PathDouble; 2],
     client: MeshClient,
     endpoint: quinn::Endpoint,
     activity: broadcast::Receiver<Activity>,
@@ -61,8 +60,11 @@ impl Home {
         };
         let engine = EngineDouble::new("e", script);
         let server = Server::start(&mesh, &[&engine], config).await;
-        let relays = [Relay::to(server.addr).await, Relay::to(server.addr).await];
-        let table = watch::Sender::new(table(&server, relays.each_ref().map(|r| r.addr)));
+        let paths = [
+            PathDouble::to(server.addr).await,
+            PathDouble::to(server.addr).await,
+        ];
+        let table = watch::Sender::new(only(&server, paths.each_ref().map(|p| p.addr)));
         let caller = Caller::new(&mesh, Role::Client);
         let endpoint = caller.endpoint.clone();
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -79,7 +81,7 @@ impl Home {
         Home {
             engine,
             server,
-            relays,
+            paths,
             activity: client.activity(),
             client,
             endpoint,
@@ -108,44 +110,9 @@ impl Home {
     }
 }
 
-fn table(server: &Server, addrs: [SocketAddr; 2]) -> Arc<Snapshot> {
-    let catalog = server.registry.catalog();
-    let advert = Advert {
-        node: server.node,
-        name: "only".to_owned(),
-        version: "1".to_owned(),
-        epoch: 1,
-        seq: 1,
-        wall_ms: clock::wall().as_millis(),
-        state: NodeState::Up,
-        drain_ms: 0,
-        role: Role::Agent,
-        addrs: addrs.iter().map(|&addr| Addr::new(addr)).collect(),
-        swarm_port: 0,
-        hardware: Hardware::default(),
-        engines: catalog.engines.clone(),
-        models: catalog.models.clone(),
-        voices: Vec::new(),
-    };
-    let now = clock::mono();
-    let path = |addr| Path {
-        addr,
-        kind: PathKind::Loopback,
-        rtt: Some(Duration::from_millis(1)),
-        ok_at: Some(now),
-    };
-    let peer = Peer {
-        advert: Arc::new(advert),
-        signed: Arc::new(signed(1)),
-        liveness: Liveness::Alive,
-        paths: addrs.into_iter().map(path).collect(),
-        heard: now,
-    };
-    Arc::new(Snapshot {
-        version: 1,
-        me: None,
-        peers: vec![Arc::new(peer)],
-    })
+/// The table with this one peer at `addrs`.
+fn only(server: &Server, addrs: [SocketAddr; 2]) -> Arc<Snapshot> {
+    table(vec![peer(server, &addrs, Duration::from_millis(1))])
 }
 
 /// An answer as it arrived.
@@ -198,7 +165,7 @@ async fn the_answer_goes_on_over_the_other_path() {
         let mut generation = home.ask();
         let mut got = Got::default();
         got.read(&mut generation, 20).await;
-        home.relays[0].cut();
+        home.paths[0].cut();
         got.read(&mut generation, u32::MAX).await;
         assert!(matches!(got.end, Some(Ok(()))), "{:?}", got.end);
         assert_eq!(got.text, home.engine.expected());
@@ -222,7 +189,7 @@ async fn without_another_path_the_error_says_what_was_delivered() {
     let mut generation = home.ask();
     let mut got = Got::default();
     got.read(&mut generation, 20).await;
-    home.relays.iter_mut().for_each(Relay::cut);
+    home.paths.iter().for_each(PathDouble::cut);
     // What the probes would find out by then: nobody is there to be asked again.
     home.table.send_replace(Arc::default());
     got.read(&mut generation, u32::MAX).await;
@@ -243,8 +210,8 @@ async fn without_another_path_the_error_says_what_was_delivered() {
 #[tokio::test]
 async fn a_client_whose_address_changes_loses_nothing() {
     let mut home = Home::start(ServeConfig::default()).await;
-    // Without a relay, so that the agent sees the address.
-    let direct = table(&home.server, [home.server.addr; 2]);
+    // Without a path of ours between, so that the agent sees the address.
+    let direct = only(&home.server, [home.server.addr; 2]);
     home.table.send_replace(direct);
     let mut generation = home.ask();
     let mut got = Got::default();

@@ -62,7 +62,9 @@ impl Transport for Tap {
             let mut seen = tap.seen();
             let session = match &open {
                 Open::Generate(request) => request.session,
-                Open::Attach(attach) => seen.answers.get(&attach.generation).copied().unwrap(),
+                Open::Attach(attach) | Open::Reattach(attach, _) => {
+                    seen.answers.get(&attach.generation).copied().unwrap()
+                }
             };
             seen.asked.insert(session, node);
             (session, seen.resets.get(&session).copied())
