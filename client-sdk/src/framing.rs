@@ -17,6 +17,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use tokio_util::either::Either;
 use tokio_util::io::poll_read_buf;
 use unamesh_proto::limits::{MAX_RECORD, MAX_SMALL_RECORD};
 use unamesh_proto::wire::codec::{self, HEADER};
@@ -135,17 +136,34 @@ impl RecordReader {
     /// # Errors
     /// See [`ReadError`]; the end of the stream is one.
     pub async fn expect<R: Record>(&mut self) -> Result<R, ReadError> {
+        let (_, body) = self.expect_among(&[R::KIND], R::NAME).await?;
+        self.decode(&body)
+    }
+
+    /// As [`RecordReader::expect`], where an `A` or a `B` may stand.
+    ///
+    /// # Errors
+    /// As [`RecordReader::expect`].
+    pub async fn expect_either<A: Record, B: Record>(&mut self) -> Result<Either<A, B>, ReadError> {
+        let (kind, body) = self.expect_among(&[A::KIND, B::KIND], A::NAME).await?;
+        if kind == A::KIND {
+            self.decode(&body).map(Either::Left)
+        } else {
+            self.decode(&body).map(Either::Right)
+        }
+    }
+
+    async fn expect_among(
+        &mut self,
+        kinds: &[u16],
+        expected: &'static str,
+    ) -> Result<(u16, Bytes), ReadError> {
         let fits = |kind, len| {
-            let limit = match kind {
-                k if k == R::KIND => R::CLASS.limit(),
-                WireError::KIND => WireError::CLASS.limit(),
-                k if limit_of(k).is_some() => {
-                    return Err(DecodeError::Unexpected {
-                        expected: R::NAME,
-                        kind,
-                    });
-                }
-                _ => MAX_RECORD,
+            let awaited = kinds.contains(&kind) || kind == WireError::KIND;
+            let limit = match limit_of(kind) {
+                Some(limit) if awaited => limit,
+                Some(_) => return Err(DecodeError::Unexpected { expected, kind }),
+                None => MAX_RECORD,
             };
             if len > limit {
                 Err(DecodeError::TooLarge { kind, len, limit })
@@ -154,15 +172,14 @@ impl RecordReader {
             }
         };
         match poll_fn(|cx| self.poll_within(cx, fits)).await? {
-            Some((WireError::KIND, body)) if R::KIND != WireError::KIND => {
-                match codec::body::<WireError>(&body) {
-                    Ok(error) => Err(ReadError::Refused(error)),
-                    Err(e) => Err(self.fail(e.into())),
-                }
-            }
-            Some((_, body)) => codec::body(&body).map_err(|e| self.fail(e.into())),
+            Some((kind, body)) if kinds.contains(&kind) => Ok((kind, body)),
+            Some((_, body)) => Err(ReadError::Refused(self.decode(&body)?)),
             None => Err(self.fail(ReadError::Truncated)),
         }
+    }
+
+    fn decode<R: Record>(&mut self, body: &[u8]) -> Result<R, ReadError> {
+        codec::body(body).map_err(|e| self.fail(e.into()))
     }
 
     /// Tells the peer to stop sending, for `code`, and discards what comes.

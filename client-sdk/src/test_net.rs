@@ -264,8 +264,8 @@ pub fn table(peers: &[(NodeId, &[SocketAddr])]) -> Arc<Snapshot> {
     peers.sort_by_key(|p| p.advert.node);
     Arc::new(Snapshot {
         version: 1,
-        me: None,
         peers,
+        ..Snapshot::default()
     })
 }
 

@@ -229,8 +229,11 @@ impl Watcher {
     }
 
     fn gone(&mut self, gone: PeerGone) {
-        // A hint only: what the agent saw need not hold for our own paths, and its word that
-        // another said goodbye is signed by nobody. Our probes see either for themselves.
+        // A hint only: what the agent saw need not hold for our own paths. Who left said so
+        // itself: its signed goodbye came before, as an update.
+        if !gone.left {
+            self.table.hint_silent(gone.node, clock::mono());
+        }
         tracing::debug!(node = %gone.node.short(), left = gone.left, "peer gone");
     }
 

@@ -155,8 +155,8 @@ fn snapshot(first: NodeState) -> Snapshot {
     });
     Snapshot {
         version: 1,
-        me: None,
         peers: peers.to_vec(),
+        ..Snapshot::default()
     }
 }
 

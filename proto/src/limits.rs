@@ -25,6 +25,9 @@ pub const MAX_NAME: usize = 256;
 pub const MAX_PEERS: usize = 1024;
 /// Tombstones of nodes that left: as many as peers, so that no ghost comes back.
 pub const MAX_TOMBSTONES: usize = 1024;
+/// Signed goodbyes kept for watchers that were not told, at most [`MAX_ADVERT`] each (a goodbye
+/// says little: 1 kB): as many as any home has machines.
+pub const MAX_GOODBYES: usize = 32;
 /// Nodes of which only an unauthenticated hint is known (mDNS, seeds).
 pub const MAX_STRANGERS: usize = 256;
 /// Events of the peer table that nobody has taken yet; then the oldest go.
@@ -41,6 +44,13 @@ pub const HEDGE_SHARE: u32 = 10;
 pub const HEDGE_BURST: u32 = 20;
 /// Peers that are asked about a silent one: two may be behind the same bad switch.
 pub const MAX_HELPERS: usize = 3;
+/// Questions about silent peers that an agent has out at once: twenty peers that fell silent
+/// together, [`MAX_HELPERS`] each. Who is not asked about now is a second later.
+pub const MAX_QUESTIONS: usize = 64;
+/// Probes that an agent makes at once for others who asked it.
+pub const MAX_PROBES_FOR: usize = 64;
+/// The same for one that asked: a quarter, so that none keeps the others from asking.
+pub const MAX_PROBES_FOR_ONE: usize = 16;
 /// Paths kept per peer.
 pub const MAX_PATHS: usize = 8;
 /// Attempts of one request over its life, the first included; then it fails with what it has.

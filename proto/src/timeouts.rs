@@ -79,8 +79,8 @@ pub const TABLE_DOWN: Duration = Duration::from_millis(2800);
 /// The same while nobody could say whether others reach it: its connection's own idle time-out
 /// ([`IDLE`]) has passed by then.
 pub const TABLE_DOWN_ALONE: Duration = Duration::from_secs(4);
-/// Others are asked about a silent peer this often while nothing is decided: a helper's own
-/// probe ([`PROBE_TIMEOUT`]) is over by then.
+/// Others are asked about a silent peer this often while nothing is decided, and have this
+/// long to answer: a helper's own probe ([`PROBE_TIMEOUT`]) is over by then, and said.
 pub const DOUBT_EVERY: Duration = Duration::from_secs(1);
 /// When all peers fell silent together they stay suspects this long: a router that restarts is
 /// back, and a caller whom everybody left learns it.

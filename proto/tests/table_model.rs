@@ -3,11 +3,13 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use unamesh_proto::table::{Liveness, Merged, Table, TableEvent};
+use unamesh_proto::table::{Liveness, Merged, Table, TableEvent, Verdict};
 use unamesh_proto::testing::{WALL_MS, addr, advert_of, node, unsigned};
-use unamesh_proto::timeouts::{TABLE_DOWN, TABLE_FORGET, TABLE_SUSPECT, TOMBSTONE};
+use unamesh_proto::timeouts::{
+    PROBE_EVERY, TABLE_DOWN, TABLE_DOWN_ALONE, TABLE_FORGET, TABLE_SUSPECT, TOMBSTONE,
+};
 use unamesh_proto::wire::NodeState;
 use unamesh_proto::{Mono, NodeId, Wall, limits};
 
@@ -42,7 +44,11 @@ enum Op {
     },
     Indirect {
         n: u32,
+        by: u32,
         alive: bool,
+    },
+    HintSilent {
+        n: u32,
     },
     Wait(Duration),
 }
@@ -65,7 +71,9 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (n.clone(), a.clone(), 100u64..50_000)
             .prop_map(|(n, a, rtt_us)| Op::ProbeOk { n, a, rtt_us }),
         2 => (n.clone(), a).prop_map(|(n, a)| Op::ProbeFailed { n, a }),
-        2 => (n, any::<bool>()).prop_map(|(n, alive)| Op::Indirect { n, alive }),
+        2 => (n.clone(), 10u32..15, any::<bool>())
+            .prop_map(|(n, by, alive)| Op::Indirect { n, by, alive }),
+        1 => n.prop_map(|n| Op::HintSilent { n }),
         6 => wait.prop_map(|ms| Op::Wait(Duration::from_millis(ms))),
     ]
 }
@@ -79,10 +87,12 @@ struct Model {
     /// When it entered the table or last gave a sign of life.
     heard: Mono,
     ever_alive: bool,
-    /// A probe failed since: suspect is allowed, since all paths may have failed.
+    /// A probe failed since, or another found it silent: suspect is allowed.
     doubted: bool,
     /// Another reached it then; its end is counted from there.
     vouched: Mono,
+    /// Who could not reach it either, since then; nobody any more once somebody could.
+    denied: BTreeSet<NodeId>,
     buried: Option<(Mark, Mono)>,
     /// Answered a probe before its first word.
     answered: Option<Mono>,
@@ -141,6 +151,7 @@ impl Model {
     fn alive(&mut self, now: Mono) {
         (self.heard, self.ever_alive, self.doubted) = (now, true, false);
         self.vouched = Mono::ZERO;
+        self.denied.clear();
     }
 
     fn pass_time(&mut self, now: Mono) {
@@ -234,13 +245,21 @@ impl Run {
                 self.model.entry(node(n)).or_default().doubted = true;
                 self.table.probe_failed(node(n), addr(100 * n + a), now);
             }
-            Op::Indirect { n, alive } => {
-                let used = self.table.indirect(node(n), alive, now);
+            Op::Indirect { n, by, alive } => {
+                let used = self.table.indirect(node(n), node(by), alive, now);
                 let model = self.model.entry(node(n)).or_default();
                 assert!(!used || model.ever_alive);
                 if used && alive {
                     model.vouched = now;
+                    model.denied.clear();
+                } else if used {
+                    model.denied.insert(node(by));
                 }
+            }
+            Op::HintSilent { n } => {
+                let model = self.model.entry(node(n)).or_default();
+                model.doubted |= now.since(model.heard) >= PROBE_EVERY;
+                self.table.hint_silent(node(n), now);
             }
             Op::Wait(span) => self.wait(now + span),
         }
@@ -294,35 +313,71 @@ impl Run {
         self.check_events();
     }
 
-    /// Events alternate as people expect, and their last word fits the table.
+    /// Events alternate as people expect, say how and why, and their last word fits the table.
     fn check_events(&mut self) {
-        use TableEvent::{Back, Doubt, Down, Forgotten, Joined, Left, Suspect, Twin};
+        use TableEvent::{Back, Down, Forgotten, Joined, Left, Suspect, Vouched};
         while let Some(event) = self.table.poll() {
-            let (Joined(n) | Left(n) | Suspect(n) | Down(n) | Back(n) | Forgotten(n) | Twin(n)) =
-                event
-            else {
-                continue;
+            let n = match &event {
+                Joined(n) | Left(n) | Forgotten(n) => *n,
+                Suspect { node, .. } | Down { node, .. } | Back { node, .. } => *node,
+                Vouched { node, by } => {
+                    // Somebody else's word about one that is a suspect now.
+                    assert!(matches!(self.told.get(node), Some(Suspect { .. })) && node != by);
+                    continue;
+                }
+                TableEvent::CutOff { peers } => {
+                    assert!(*peers >= 2);
+                    continue;
+                }
+                _ => continue,
             };
-            let before = self.told.insert(n, event);
+            self.check_reason(&event);
+            let before = self.told.get(&n);
             let fits = match event {
                 Joined(_) => matches!(before, None | Some(Left(_) | Forgotten(_))),
-                Suspect(_) => matches!(before, Some(Joined(_) | Back(_))),
-                Down(_) => matches!(before, Some(Joined(_) | Back(_) | Suspect(_))),
-                Back(_) => matches!(before, Some(Suspect(_) | Down(_))),
+                Suspect { .. } => matches!(before, Some(Joined(_) | Back { .. })),
+                Down { .. } => {
+                    matches!(before, Some(Joined(_) | Back { .. } | Suspect { .. }))
+                }
+                Back { .. } => matches!(before, Some(Suspect { .. } | Down { .. })),
                 Left(_) => !matches!(before, None | Some(Left(_) | Forgotten(_))),
-                Forgotten(_) => matches!(before, Some(Down(_))),
-                Twin(_) | Doubt(_) | TableEvent::CutOff | TableEvent::Online => false,
+                Forgotten(_) => matches!(before, Some(Down { .. })),
+                _ => false,
             };
             assert!(fits, "{before:?} then {event:?}");
+            self.told.insert(n, event);
         }
         for peer in &self.table.snapshot().peers {
             let told = self.told.get(&peer.advert.node);
             let fits = match peer.liveness {
-                Liveness::Alive => matches!(told, Some(Joined(_) | Back(_))),
-                Liveness::Suspect => !matches!(told, Some(Joined(_) | Back(_) | Down(_))),
-                Liveness::Down => !matches!(told, Some(Joined(_) | Back(_) | Suspect(_))),
+                Liveness::Alive => matches!(told, Some(Joined(_) | Back { .. })),
+                Liveness::Suspect => !matches!(told, Some(Joined(_) | Back { .. } | Down { .. })),
+                Liveness::Down => !matches!(told, Some(Joined(_) | Back { .. } | Suspect { .. })),
             };
             assert!(fits, "{:?}, but told {told:?}", peer.liveness);
+        }
+    }
+
+    /// What an event says of silence and of others' words is what was said.
+    fn check_reason(&self, event: &TableEvent) {
+        let TableEvent::Down {
+            node,
+            silent,
+            verdict,
+        } = event
+        else {
+            return;
+        };
+        let model = &self.model[node];
+        assert!(*silent >= TABLE_DOWN);
+        match verdict {
+            // One that was forgotten meanwhile has no history any more.
+            _ if model.word.is_none() => {}
+            Verdict::Confirmed(by) => {
+                assert!(!by.is_empty() && by.len() <= limits::MAX_HELPERS);
+                assert!(by.iter().all(|n| model.denied.contains(n)));
+            }
+            Verdict::NoAnswer | Verdict::NobodyToAsk => assert!(*silent >= TABLE_DOWN_ALONE),
         }
     }
 }

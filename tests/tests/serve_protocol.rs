@@ -357,8 +357,8 @@ fn peer(id: u8, seq: u64, liveness: Liveness, rtt_ms: u64) -> Arc<Peer> {
 fn table(version: u64, peers: Vec<Arc<Peer>>) -> Arc<Snapshot> {
     Arc::new(Snapshot {
         version,
-        me: None,
         peers,
+        ..Snapshot::default()
     })
 }
 

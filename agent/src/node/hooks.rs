@@ -1,6 +1,7 @@
 //! What serving needs of the mesh around it.
 
 use super::links::Met;
+use super::probe::Helper;
 use super::publish::Phase;
 use super::table::{Input, TableHandle};
 use super::verify::Verifier;
@@ -11,9 +12,10 @@ use tokio::sync::watch;
 use tracing::debug;
 use unamesh_client::endpoint::canonical;
 use unamesh_client::identity::Member;
+use unamesh_client::transport::BoxFuture;
 use unamesh_proto::NodeId;
 use unamesh_proto::table::Snapshot;
-use unamesh_proto::wire::{NodeState, SignedAdvert};
+use unamesh_proto::wire::{NodeState, ProbeFor, ProbedFor, SignedAdvert, WireError};
 
 /// The node, as its service sees it.
 pub struct NodeHooks {
@@ -27,6 +29,8 @@ pub struct NodeHooks {
     pub met: Met,
     /// Its state.
     pub phase: watch::Receiver<Phase>,
+    /// Who probes for others.
+    pub helper: Arc<Helper>,
 }
 
 impl Hooks for NodeHooks {
@@ -75,6 +79,15 @@ impl Hooks for NodeHooks {
 
     fn state(&self) -> NodeState {
         self.phase.borrow().state
+    }
+
+    fn probe_for(
+        &self,
+        from: NodeId,
+        question: ProbeFor,
+    ) -> BoxFuture<Result<ProbedFor, WireError>> {
+        let helper = Arc::clone(&self.helper);
+        Box::pin(async move { helper.probe_for(from, question).await })
     }
 
     fn is_revoked(&self, _node: &NodeId) -> bool {

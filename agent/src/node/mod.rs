@@ -15,7 +15,8 @@
 //! - [`table`]: the one task that owns the peer table; everybody else sends it inputs and
 //!   reads its snapshots.
 //! - [`verify`]: what an advert must prove before it gets there.
-//! - [`discovery`]: who may be where; [`links`]: adverts over connections.
+//! - [`discovery`]: who may be where; [`links`]: adverts over connections; [`probe`]: second
+//!   opinions on silent peers, asked for and given.
 //! - [`publish`]: this node's own advert, from its first word to its goodbye; [`life`]: its
 //!   epochs.
 //! - [`start`] opens what can fail, [`wiring`] connects the parts, [`background`] has the small
@@ -38,9 +39,11 @@ pub mod hooks;
 pub mod life;
 pub mod links;
 pub mod local;
+pub mod probe;
 pub mod publish;
 mod start;
 pub mod table;
+mod tell;
 #[cfg(test)]
 pub(crate) mod test_support;
 #[cfg(test)]

@@ -2,13 +2,17 @@
 //! channel and reads its [`Snapshot`] from a `watch`. This node's own word has a `watch` too:
 //! only the newest counts, and nothing may crowd that one out.
 //!
+//! What the table tells becomes log lines and events ([`super::tell`]); its doubts become questions
+//! to others ([`super::probe`]), whose answers come back as inputs.
+//!
 //! Inputs that wait are taken in together before a snapshot is published, so that a burst (a
 //! start in a large mesh) costs one snapshot and not one an input.
 
 use super::events::Events;
 use super::links::Links;
+use super::probe::Questions;
+use super::tell::tell;
 use super::verify::Verifier;
-use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
@@ -39,6 +43,15 @@ pub enum Input {
     },
     /// A candidate address.
     Hint(NodeId, SocketAddr),
+    /// What another says of a peer that was doubted.
+    Opinion {
+        /// The peer.
+        node: NodeId,
+        /// Who was asked.
+        by: NodeId,
+        /// Whether it was reached.
+        reached: bool,
+    },
 }
 
 /// What this node says of itself, and the same as signed.
@@ -54,8 +67,8 @@ pub struct TableHandle {
 }
 
 impl TableHandle {
-    /// Tells the table; drops the input if the table is far behind (adverts and hints come
-    /// again).
+    /// Tells the table; drops the input if the table is far behind (adverts, hints and opinions
+    /// come again).
     pub fn tell(&self, input: Input) {
         if self.inputs.try_send(input).is_err() {
             debug!("the table is behind: an input was dropped");
@@ -121,13 +134,14 @@ pub fn table(me: NodeId, events: Events) -> (TableHandle, TableTask) {
 impl TableTask {
     /// Runs until `stop`. `reports` come from the pool, `gossip` from the swarm. With a peer
     /// that shows life for the first time, or again, adverts are exchanged over `links`: it
-    /// may not know us yet.
+    /// may not know us yet. Of silent ones others are asked by `questions`.
     pub async fn run(
         mut self,
         mut reports: mpsc::Receiver<PathReport>,
         mut gossip: mpsc::Receiver<(Advert, SignedAdvert)>,
         verifier: Arc<Verifier>,
         links: Arc<Links>,
+        questions: Questions,
         stop: CancellationToken,
     ) {
         loop {
@@ -153,7 +167,7 @@ impl TableTask {
                 self.take(input);
             }
             self.table.tick(clock::mono());
-            self.publish(&verifier, &links);
+            self.publish(&verifier, &links, &questions);
         }
     }
 
@@ -173,6 +187,9 @@ impl TableTask {
                 direct,
             } => self.merge(*advert, *signed, direct),
             Input::Hint(node, addr) => self.table.hint(node, addr, clock::mono()),
+            Input::Opinion { node, by, reached } => {
+                self.table.indirect(node, by, reached, clock::mono());
+            }
         }
     }
 
@@ -199,7 +216,7 @@ impl TableTask {
         }
     }
 
-    fn publish(&mut self, verifier: &Verifier, links: &Arc<Links>) {
+    fn publish(&mut self, verifier: &Verifier, links: &Arc<Links>, questions: &Questions) {
         // Names of those who left are in the last snapshot only.
         let before = self.table.snapshot();
         let after = self.table.changed();
@@ -212,49 +229,16 @@ impl TableTask {
             links.exchange(node);
         }
         while let Some(event) = self.table.poll() {
-            self.tell(event, &before, after.as_ref().unwrap_or(&before), verifier);
-            if let TableEvent::Joined(node) | TableEvent::Back(node) = event {
-                links.greet(node);
+            tell(&event, [after.as_deref(), Some(&before)], &self.events);
+            match event {
+                TableEvent::Joined(node) | TableEvent::Back { node, .. } => links.greet(node),
+                TableEvent::Doubt(node) => questions.ask(node, self.table.helpers(node)),
+                TableEvent::Twin(_) => {
+                    verifier.raise_twin("it publishes words that this one never said");
+                }
+                _ => {}
             }
         }
-    }
-
-    /// Tells what happened to this node itself.
-    fn tell_of_us(&self, what: &'static str) {
-        info!("{what}");
-        self.events.emit(what, json!({}));
-    }
-
-    fn tell(&self, event: TableEvent, before: &Snapshot, now: &Snapshot, verifier: &Verifier) {
-        let (what, node) = match event {
-            TableEvent::Joined(node) => ("peer_joined", node),
-            TableEvent::Left(node) => ("peer_left", node),
-            TableEvent::Suspect(node) => ("peer_suspect", node),
-            TableEvent::Down(node) => ("peer_down", node),
-            TableEvent::Back(node) => ("peer_back", node),
-            TableEvent::Forgotten(node) => ("peer_forgotten", node),
-            TableEvent::Twin(_) => {
-                verifier.raise_twin("it publishes words that this one never said");
-                return;
-            }
-            TableEvent::Doubt(node) => {
-                // Nobody is asked yet; without an answer the table decides by itself.
-                debug!(node = %node.short(), "peer_doubted");
-                return;
-            }
-            TableEvent::CutOff => return self.tell_of_us("cut_off"),
-            TableEvent::Online => return self.tell_of_us("online"),
-        };
-        let peer = now.get(&node).or_else(|| before.get(&node));
-        let name = peer.map(|p| p.advert.name.clone()).unwrap_or_default();
-        match event {
-            TableEvent::Suspect(_) | TableEvent::Forgotten(_) => {
-                debug!(node = %node.short(), %name, "{what}");
-            }
-            _ => info!(node = %node.short(), %name, "{what}"),
-        }
-        self.events
-            .emit(what, json!({ "node": node, "name": name }));
     }
 }
 

@@ -9,6 +9,7 @@ use super::findings::Finding;
 use super::hooks::NodeHooks;
 use super::links::{Links, Met};
 use super::local::AgentTransport;
+use super::probe::{Helper, Questions};
 use super::publish::{Identity, Outlets, Phase, Publisher, Sources, version};
 use super::start::{Opened, StartError};
 use super::table::{TableHandle, TableTask, table};
@@ -235,8 +236,10 @@ impl Wiring {
     ) {
         let stop = || self.stop.clone();
         let (verifier, links) = (Arc::clone(&mesh.verifier), Arc::clone(&mesh.links));
+        let (pool, tasks) = (Arc::clone(&mesh.pool), self.tasks.clone());
+        let questions = Questions::new(pool, mesh.table.clone(), tasks, stop());
         self.tasks
-            .spawn(task.run(reports, gossip, verifier, links, stop()));
+            .spawn(task.run(reports, gossip, verifier, links, questions, stop()));
         let (swarm, snapshots) = (mesh.swarm.clone(), mesh.table.snapshot());
         self.tasks.spawn(follow_members(swarm, snapshots, stop()));
         let (links, events) = (Arc::clone(&mesh.links), mesh.events.clone());
@@ -253,6 +256,7 @@ impl Wiring {
             own: mesh.own.clone(),
             met: mesh.met.clone(),
             phase: mesh.phase.subscribe(),
+            helper: Helper::new(Arc::clone(&mesh.pool), mesh.table.snapshot()),
         });
         let service = Arc::clone(&self.service);
         let (endpoint, ca) = (opened.endpoint.clone(), opened.credentials.ca.clone());

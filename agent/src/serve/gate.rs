@@ -50,8 +50,24 @@ pub(super) fn check(role: Role, kind: StreamKind) -> Result<(), WireError> {
     if allowed {
         return Ok(());
     }
-    let message = format!("a member with the role {role} may not open {kind} streams");
-    Err(WireError::new(ErrorCode::Forbidden, message))
+    Err(forbidden(role, kind.name()))
+}
+
+/// Whether a member with `role` may open a stream of `what`, which is for those who serve and
+/// gossip.
+///
+/// # Errors
+/// `Forbidden`.
+pub(super) fn agents(role: Role, what: &str) -> Result<(), WireError> {
+    match role.is_agent() {
+        true => Ok(()),
+        false => Err(forbidden(role, what)),
+    }
+}
+
+fn forbidden(role: Role, what: &str) -> WireError {
+    let message = format!("a member with the role {role} may not open {what} streams");
+    WireError::new(ErrorCode::Forbidden, message)
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   endpoint ─► listener ─► streams ─┬─► probe, exchange: answered at once
-//!              (bounds,   (header,   ├─► watch: the peer table as it changes
-//!               member)    gate)     ├─► attach ──────────────► the generation's task
+//!              (bounds,   (header,   ├─► probe for another: the node's hooks
+//!               member)    gate)     ├─► watch: the peer table as it changes
+//!                                    ├─► attach ──────────────► the generation's task
 //!                                    └─► generate ─► admission ─► generation (run, journal,
 //!                                                        │                    client)
 //!   this agent ─────────────────────────► open_local ────┴─────► run
@@ -46,9 +47,10 @@ pub use service::{ServeConfig, Service};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use unamesh_client::identity::Member;
+use unamesh_client::transport::BoxFuture;
 use unamesh_proto::NodeId;
 use unamesh_proto::table::Snapshot;
-use unamesh_proto::wire::{NodeState, SignedAdvert};
+use unamesh_proto::wire::{NodeState, ProbeFor, ProbedFor, SignedAdvert, WireError};
 
 /// What serving needs from the rest of the agent. All of it is called from serving tasks and
 /// must not block.
@@ -73,6 +75,16 @@ pub trait Hooks: Send + Sync + 'static {
     fn pause(&self, _long: std::time::Duration) -> bool {
         false
     }
+
+    /// The agent `from` cannot reach a node and asks whether this one can.
+    ///
+    /// # Errors
+    /// Too many ask already; nobody was probed.
+    fn probe_for(
+        &self,
+        from: NodeId,
+        question: ProbeFor,
+    ) -> BoxFuture<Result<ProbedFor, WireError>>;
 
     /// Whether `node` was removed from the mesh although its certificate is still valid.
     fn is_revoked(&self, node: &NodeId) -> bool;

@@ -10,6 +10,7 @@ use super::watch;
 use quinn::{RecvStream, SendStream};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::either::Either;
 use tracing::Instrument;
 use unamesh_client::clock;
 use unamesh_client::endpoint::canonical;
@@ -17,13 +18,14 @@ use unamesh_client::framing::{ReadError, RecordReader, RecordWriter};
 use unamesh_client::transport::LinkError;
 use unamesh_proto::timeouts;
 use unamesh_proto::wire::{
-    Attach, Drill, DrillStarted, ErrorCode, GenerateRequest, Probe, ProbeReply, Record,
+    Attach, Drill, DrillStarted, ErrorCode, GenerateRequest, Probe, ProbeFor, ProbeReply, Record,
     SignedAdvert, StreamHeader, StreamKind, VERSION, WireError,
 };
 
 /// What a stream asks for.
 enum Opening {
     Probe(Probe),
+    ProbeFor(ProbeFor),
     Exchange(SignedAdvert),
     Watch,
     Generate(GenerateRequest),
@@ -68,6 +70,14 @@ pub(super) async fn serve(
             )
             .await;
         }
+        Ok(Opening::ProbeFor(question)) => {
+            let answered = listener.hooks.probe_for(guest.member.node, question);
+            let answered = service.stop().run_until_cancelled(answered).await;
+            match answered.unwrap_or_else(|| Err(stopped())) {
+                Ok(answer) => reply(&service, send, &answer).await,
+                Err(error) => reply(&service, send, &error).await,
+            }
+        }
         Ok(Opening::Exchange(theirs)) => {
             let remote = canonical(guest.connection.remote_address());
             listener.hooks.received(guest.member, theirs, remote);
@@ -105,7 +115,14 @@ async fn read(guest: &Guest, reader: &mut RecordReader) -> Result<Opening, WireE
     }
     gate::check(guest.member.role, header.kind)?;
     match header.kind {
-        StreamKind::Probe => reader.expect().await.map(Opening::Probe),
+        StreamKind::Probe => match reader.expect_either().await {
+            Ok(Either::Left(probe)) => Ok(Opening::Probe(probe)),
+            Ok(Either::Right(question)) => {
+                gate::agents(guest.member.role, ProbeFor::NAME)?;
+                Ok(Opening::ProbeFor(question))
+            }
+            Err(e) => Err(e),
+        },
         StreamKind::Exchange => reader.expect().await.map(Opening::Exchange),
         StreamKind::Attach => reader.expect().await.map(Opening::Attach),
         StreamKind::Admin => reader.expect().await.map(Opening::Drill),

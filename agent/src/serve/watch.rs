@@ -1,5 +1,9 @@
 //! The peer table for members that are not part of the gossip: a snapshot, then what changes.
 //!
+//! A peer that left is told with its own signed goodbye (an update, as any advert), and then as
+//! gone: the goodbye is the proof, and a newcomer gets the latest ones too, of nodes that it may
+//! still believe in.
+//!
 //! The table publishes a new snapshot at every change, which may be many times a second; a
 //! watcher hears of a peer when there is something to act on: a new advert, another liveness,
 //! a round trip that differs by more than a quarter. Changes are collected for
@@ -69,6 +73,8 @@ fn end(client: Client, gone: Gone) {
 #[derive(Default)]
 struct News {
     told: HashMap<NodeId, Told>,
+    /// The goodbyes of the snapshot that was told last.
+    left: Arc<[Arc<SignedAdvert>]>,
     complete: bool,
 }
 
@@ -93,6 +99,19 @@ impl News {
                 codec::encode(&update(peer, now), &mut records)?;
             }
         }
+        for goodbye in &*snapshot.left {
+            if !self.left.iter().any(|told| Arc::ptr_eq(told, goodbye)) {
+                let advert = SignedAdvert::clone(goodbye);
+                let (rtt_us, age_ms) = (0, 0);
+                let update = PeerUpdate {
+                    advert,
+                    rtt_us,
+                    age_ms,
+                };
+                codec::encode(&update, &mut records)?;
+            }
+        }
+        self.left = Arc::clone(&snapshot.left);
         for (node, left) in self.gone(snapshot) {
             self.told.remove(&node);
             codec::encode(&PeerGone { node, left }, &mut records)?;

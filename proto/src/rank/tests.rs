@@ -41,8 +41,8 @@ fn peer(n: u32, ttft: f32, change: impl FnOnce(&mut Peer, &mut Advert)) -> Arc<P
 fn mesh(peers: Vec<Arc<Peer>>) -> Snapshot {
     Snapshot {
         version: 1,
-        me: None,
         peers,
+        ..Snapshot::default()
     }
 }
 

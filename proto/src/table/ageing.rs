@@ -63,11 +63,18 @@ impl Table {
             return;
         };
         let told = entry.was_alive();
+        let (silent, after, verdict) = (now.since(entry.heard()), entry.away(), entry.verdict());
         self.dirty = true;
         match change {
-            (Liveness::Alive, _) if told => self.event(TableEvent::Back(node)),
-            (Liveness::Suspect, Liveness::Alive) => self.event(TableEvent::Suspect(node)),
-            (Liveness::Down, _) if told => self.event(TableEvent::Down(node)),
+            (Liveness::Alive, _) if told => self.event(TableEvent::Back { node, after }),
+            (Liveness::Suspect, Liveness::Alive) => {
+                self.event(TableEvent::Suspect { node, silent });
+            }
+            (Liveness::Down, _) if told => self.event(TableEvent::Down {
+                node,
+                silent,
+                verdict,
+            }),
             _ => {}
         }
     }

@@ -5,7 +5,7 @@
 //!
 //! - A peer that falls silent is **doubted**: [`TableEvent::Doubt`] asks the I/O shell to let
 //!   others ([`Table::helpers`]) probe it, again every [`DOUBT_EVERY`] while nothing is decided.
-//!   The answers come back through [`Table::indirect`].
+//!   The answers come back through [`Table::indirect`]; none is no answer, and proves nothing.
 //! - **Confirmed** (a helper could not reach it either), it is down after [`TABLE_DOWN`] of
 //!   silence. **Vouched for**, it stays a suspect: ranked last, since we cannot reach it, but not
 //!   evicted; the time to its end starts again with each vouch. With **nobody to ask**, or no
@@ -15,6 +15,7 @@
 //!   sign of life ends it ([`TableEvent::Online`]), and the others' silence counts from there.
 //!   After [`TABLE_CUT_OFF`] they age as usual, so that callers learn soon that nobody is there.
 //!
+//! [`DOUBT_EVERY`]: crate::timeouts::DOUBT_EVERY
 //! [`TABLE_DOWN`]: crate::timeouts::TABLE_DOWN
 //! [`TABLE_DOWN_ALONE`]: crate::timeouts::TABLE_DOWN_ALONE
 
@@ -22,21 +23,36 @@ use super::{Table, TableEvent};
 use crate::ids::NodeId;
 use crate::limits::MAX_HELPERS;
 use crate::time::Mono;
-use crate::timeouts::{DOUBT_EVERY, TABLE_CUT_OFF, TABLE_SUSPECT};
+use crate::timeouts::{TABLE_CUT_OFF, TABLE_SUSPECT};
 use std::time::Duration;
 
 impl Table {
-    /// What a helper found out about `node`, which was doubted: whether its probe was answered.
-    /// Returns whether that was of use; only a suspect's fate depends on it.
-    pub fn indirect(&mut self, node: NodeId, alive: bool, now: Mono) -> bool {
+    /// What the helper `by` found out about `node`, which was doubted: whether its probe was
+    /// answered. Returns whether that was of use; only a suspect's fate depends on it.
+    pub fn indirect(&mut self, node: NodeId, by: NodeId, alive: bool, now: Mono) -> bool {
         self.settle(node, now);
-        let used = self
-            .entries
-            .get_mut(&node)
-            .is_some_and(|e| e.indirect(alive, now));
+        let Some(entry) = self.entries.get_mut(&node) else {
+            return false;
+        };
+        let vouched = entry.is_vouched();
+        let used = entry.indirect(by, alive, now);
+        if entry.is_vouched() && !vouched {
+            self.event(TableEvent::Vouched { node, by });
+        }
         self.settle(node, now);
         self.doubt_suspects(now);
         used
+    }
+
+    /// Another finds that `node` fell silent: a suspect until its next sign of life, unless it
+    /// gave one within [`crate::timeouts::PROBE_EVERY`]. No more than that: what holds for another's paths need
+    /// not hold for ours, and only our own silence makes it down.
+    pub fn hint_silent(&mut self, node: NodeId, now: Mono) {
+        if let Some(entry) = self.entries.get_mut(&node) {
+            entry.hint_silent(now);
+            self.settle(node, now);
+            self.doubt_suspects(now);
+        }
     }
 
     /// The peers to ask about `node`: those that are alive, nearest first, at most
@@ -54,7 +70,7 @@ impl Table {
 
     /// Whether all peers fell silent together, so that it must be us.
     pub fn is_cut_off(&self) -> bool {
-        self.cut_off
+        self.cut_off.is_some()
     }
 
     /// When it shows that we are cut off, if nobody speaks before.
@@ -63,27 +79,30 @@ impl Table {
         let (count, latest) = awake.fold((0, Mono::ZERO), |(count, latest), e| {
             (count + 1, latest.max(e.heard()))
         });
-        (count >= 2 && !self.cut_off).then(|| latest + TABLE_SUSPECT)
+        (count >= 2 && !self.is_cut_off()).then(|| latest + TABLE_SUSPECT)
     }
 
     /// Notices that everybody is silent.
     pub(super) fn notice_cut_off(&mut self, now: Mono) {
         if self.cut_off_at().is_some_and(|at| now >= at) {
-            self.cut_off = true;
+            self.cut_off = Some(now);
+            let mut peers = 0;
             for entry in self.entries.values_mut().filter(|e| e.is_awake()) {
                 entry.spare_until(now + TABLE_CUT_OFF);
+                peers += 1;
             }
-            self.event(TableEvent::CutOff);
+            self.event(TableEvent::CutOff { peers });
         }
     }
 
     /// Somebody spoke: we are not, or no longer, cut off.
     pub(super) fn notice_online(&mut self, now: Mono) {
-        if std::mem::take(&mut self.cut_off) {
+        if let Some(since) = self.cut_off.take() {
             for entry in self.entries.values_mut().filter(|e| e.is_awake()) {
                 entry.spare_from(now);
             }
-            self.event(TableEvent::Online);
+            let after = now.since(since);
+            self.event(TableEvent::Online { after });
         }
     }
 
@@ -96,7 +115,7 @@ impl Table {
 
     /// When the next suspect is to be asked about.
     pub(super) fn next_doubt(&self) -> Option<Mono> {
-        let askable = !self.cut_off && self.entries.values().any(|e| e.helps());
+        let askable = !self.is_cut_off() && self.entries.values().any(|e| e.helps());
         let doubts = self.entries.values().filter_map(|e| e.doubt_at());
         doubts.min().filter(|_| askable)
     }
@@ -109,7 +128,7 @@ impl Table {
         let mut doubted = Vec::new();
         for (node, entry) in &mut self.entries {
             if entry.doubt_at().is_some_and(|at| now >= at) {
-                entry.doubt_from(now + DOUBT_EVERY);
+                entry.doubted(now);
                 doubted.push(*node);
             }
         }

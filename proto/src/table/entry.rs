@@ -1,9 +1,13 @@
 //! One peer of the table: its word, its paths, its liveness.
 
 use super::paths::Paths;
-use super::{Liveness, Peer};
+use super::{Liveness, Peer, Verdict};
+use crate::ids::NodeId;
+use crate::limits::MAX_HELPERS;
 use crate::time::Mono;
-use crate::timeouts::{DOUBT_EVERY, TABLE_DOWN, TABLE_DOWN_ALONE, TABLE_FORGET, TABLE_SUSPECT};
+use crate::timeouts::{
+    DOUBT_EVERY, PROBE_EVERY, TABLE_DOWN, TABLE_DOWN_ALONE, TABLE_FORGET, TABLE_SUSPECT,
+};
 use crate::wire::{Advert, SignedAdvert};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,16 +30,20 @@ pub(super) struct Entry {
     word: Option<(Arc<Advert>, Arc<SignedAdvert>)>,
     paths: Paths,
     heard: Mono,
+    /// How long it had been silent when it was heard.
+    away: Duration,
     /// This node itself: always alive.
     own: bool,
     /// Gave a sign of life to us, ever.
     was_alive: bool,
-    /// Every path failed since the last sign of life.
+    /// Since the last sign of life every path failed, or another said that it fell silent.
     doubt: bool,
+    /// Others were asked about it, since its last sign of life.
+    asked: bool,
     /// When a helper last reached it, since its last sign of life.
     vouched: Mono,
-    /// A helper could not reach it either, since then.
-    denied: bool,
+    /// The helpers that could not reach it either, since then.
+    denied: Vec<NodeId>,
     /// Its silence counts from here at the earliest: we were cut off.
     spared: Mono,
     /// Not down before this: we are cut off.
@@ -66,11 +74,13 @@ impl Entry {
             word: None,
             paths,
             heard: now,
+            away: Duration::ZERO,
             own: false,
             was_alive: false,
             doubt: false,
+            asked: false,
             vouched: Mono::ZERO,
-            denied: false,
+            denied: Vec::new(),
             spared: Mono::ZERO,
             spared_until: Mono::ZERO,
             doubt_from: Mono::ZERO,
@@ -87,6 +97,11 @@ impl Entry {
     /// When it last gave a sign of life.
     pub fn heard(&self) -> Mono {
         self.heard
+    }
+
+    /// How long it had been silent when it last gave a sign of life.
+    pub fn away(&self) -> Duration {
+        self.away
     }
 
     /// Whether it ever gave a sign of life. Of a node that did not, nobody is told that it
@@ -115,6 +130,7 @@ impl Entry {
     /// It lives. Returns whether its paths changed in a way that matters; liveness itself is
     /// [`Entry::settle`]'s.
     pub fn sign_of_life(&mut self, sign: Sign, now: Mono) -> bool {
+        self.away = now.since(self.heard);
         // The first sign may be a probe that was answered before the entry was made.
         self.heard = if self.was_alive {
             self.heard.max(now)
@@ -122,8 +138,9 @@ impl Entry {
             now
         };
         self.was_alive = true;
-        self.doubt = false;
-        (self.vouched, self.denied) = (Mono::ZERO, false);
+        (self.doubt, self.asked) = (false, false);
+        self.vouched = Mono::ZERO;
+        self.denied.clear();
         self.cached = None;
         match sign {
             Sign::Advert => false,
@@ -140,6 +157,11 @@ impl Entry {
             self.cached = None;
         }
         changed
+    }
+
+    /// Another says that it fell silent; what we heard ourselves of late weighs more.
+    pub fn hint_silent(&mut self, now: Mono) {
+        self.doubt |= now.since(self.heard) >= PROBE_EVERY;
     }
 
     /// Brings the liveness up to `now`; `(new, old)` if it changed.
@@ -185,30 +207,46 @@ impl Entry {
             return self.heard + TABLE_DOWN;
         }
         let since = self.heard.max(self.vouched).max(self.spared);
-        let patience = match self.denied {
-            true => TABLE_DOWN,
-            false => TABLE_DOWN_ALONE,
+        let patience = match self.denied.is_empty() {
+            false => TABLE_DOWN,
+            true => TABLE_DOWN_ALONE,
         };
         let down = (since + patience).max(self.spared_until);
         down.min(self.forgotten_at())
     }
 
-    /// What a helper says of it. Returns whether that is of use: one that is down needs a sign
+    /// What the helper `by` says of it. Returns whether that is of use: one that is down needs a sign
     /// of life of its own, and a helper that does not reach it is wrong if another does.
-    pub fn indirect(&mut self, alive: bool, now: Mono) -> bool {
+    pub fn indirect(&mut self, by: NodeId, alive: bool, now: Mono) -> bool {
         let vouched = self.vouched > Mono::ZERO && now.since(self.vouched) < TABLE_SUSPECT;
         let used = !self.own
             && self.was_alive
             && self.liveness == Liveness::Suspect
             && (alive || !vouched);
         if used {
-            self.denied = !alive;
             self.doubt_from = now + DOUBT_EVERY;
             if alive {
                 self.vouched = now;
+                self.denied.clear();
+            } else if !self.denied.contains(&by) && self.denied.len() < MAX_HELPERS {
+                self.denied.push(by);
             }
         }
         used
+    }
+
+    /// Whether a helper reached it since its last sign of life.
+    pub fn is_vouched(&self) -> bool {
+        self.vouched > Mono::ZERO
+    }
+
+    /// What others said of it since its last sign of life.
+    pub fn verdict(&self) -> Verdict {
+        match (self.denied.is_empty(), self.asked) {
+            (false, _) => Verdict::Confirmed(self.denied.clone()),
+            (true, true) => Verdict::NoAnswer,
+            (true, false) => Verdict::NobodyToAsk,
+        }
     }
 
     /// Another's, and it was alive and is not down: its silence says something.
@@ -228,13 +266,15 @@ impl Entry {
 
     /// When others are to be asked about it, if it is a suspect of which nothing is known.
     pub fn doubt_at(&self) -> Option<Mono> {
-        let open = self.is_awake() && self.liveness == Liveness::Suspect && !self.denied;
+        let suspect = self.is_awake() && self.liveness == Liveness::Suspect;
+        let open = suspect && self.denied.is_empty();
         open.then_some(self.doubt_from)
     }
 
-    /// Others are not asked about it before `at`.
-    pub fn doubt_from(&mut self, at: Mono) {
-        self.doubt_from = at;
+    /// Others are being asked about it; again only after a while.
+    pub fn doubted(&mut self, now: Mono) {
+        self.asked = true;
+        self.doubt_from = now + DOUBT_EVERY;
     }
 
     /// We are cut off: it is not down before `until`.
@@ -247,7 +287,8 @@ impl Entry {
     pub fn spare_from(&mut self, now: Mono) {
         (self.spared, self.spared_until) = (now, Mono::ZERO);
         self.doubt_from = now + DOUBT_EVERY;
-        self.denied = false;
+        self.asked = false;
+        self.denied.clear();
     }
 
     /// When time alone changes it next.

@@ -36,7 +36,7 @@ mod tests;
 mod tombstones;
 mod types;
 
-pub use types::{Counters, Liveness, Merged, Path, Peer, Snapshot, TableEvent};
+pub use types::{Counters, Liveness, Merged, Path, Peer, Snapshot, TableEvent, Verdict};
 
 use crate::ids::NodeId;
 use crate::limits;
@@ -69,8 +69,8 @@ pub struct Table {
     dirty: bool,
     /// When small changes are to be published, if there are any.
     refresh_at: Option<Mono>,
-    /// All peers are silent.
-    cut_off: bool,
+    /// Since when all peers are silent, if they are.
+    cut_off: Option<Mono>,
 }
 
 impl Table {
@@ -84,13 +84,12 @@ impl Table {
             events: VecDeque::new(),
             counters: Counters::default(),
             published: Arc::new(Snapshot {
-                version: 0,
                 me,
-                peers: Vec::new(),
+                ..Snapshot::default()
             }),
             dirty: false,
             refresh_at: None,
-            cut_off: false,
+            cut_off: None,
         }
     }
 
@@ -154,6 +153,7 @@ impl Table {
                 return Merged::Stale;
             }
             self.goodbye(node, advert.epoch, now);
+            self.tombstones.prove(node, signed);
             return Merged::Updated;
         }
         let Some(known) = known else {
@@ -300,6 +300,7 @@ impl Table {
             version,
             me: self.me,
             peers,
+            left: self.tombstones.proofs(),
         });
         Some(self.published.clone())
     }

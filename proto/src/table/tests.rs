@@ -85,11 +85,36 @@ fn silence_ages_and_a_probe_revives() {
     let n = node(1);
     let expected = [
         TableEvent::Joined(n),
-        TableEvent::Suspect(n),
-        TableEvent::Down(n),
-        TableEvent::Back(n),
+        suspect(1, 1500),
+        down(1, 4000, Verdict::NobodyToAsk),
+        back(1, 4100),
     ];
     assert_eq!(t.events(), expected);
+}
+
+fn suspect(n: u32, ms: u64) -> TableEvent {
+    let silent = Duration::from_millis(ms);
+    TableEvent::Suspect {
+        node: node(n),
+        silent,
+    }
+}
+
+fn down(n: u32, ms: u64, verdict: Verdict) -> TableEvent {
+    let silent = Duration::from_millis(ms);
+    TableEvent::Down {
+        node: node(n),
+        silent,
+        verdict,
+    }
+}
+
+fn back(n: u32, ms: u64) -> TableEvent {
+    let after = Duration::from_millis(ms);
+    TableEvent::Back {
+        node: node(n),
+        after,
+    }
 }
 
 /// `n` speaks at `ms`.
@@ -116,13 +141,17 @@ fn who_is_silent_is_asked_about_and_goes_down_when_that_is_confirmed() {
     speaks(&mut t, 3, 1000);
     assert_eq!(t.liveness(1, 1500), Some(Liveness::Suspect));
     let n = node(1);
-    assert_eq!(t.events(), [TableEvent::Suspect(n), TableEvent::Doubt(n)]);
+    assert_eq!(t.events(), [suspect(1, 1500), TableEvent::Doubt(n)]);
     assert_eq!(t.0.helpers(n), [node(2), node(3)], "the nearest first");
-    assert!(t.0.indirect(n, false, at(2400)));
+    for by in [3, 2, 3] {
+        assert!(t.0.indirect(n, node(by), false, at(2400)));
+    }
     speaks(&mut t, 2, 2400);
     assert_eq!(t.liveness(1, 2799), Some(Liveness::Suspect));
     assert_eq!(t.liveness(1, 2800), Some(Liveness::Down));
-    assert!(!t.0.indirect(n, true, at(2900)), "too late");
+    let verdict = Verdict::Confirmed(vec![node(3), node(2)]);
+    assert!(t.events().contains(&down(1, 2800, verdict)));
+    assert!(!t.0.indirect(n, node(2), true, at(2900)), "too late");
     assert_eq!(t.liveness(1, 2900), Some(Liveness::Down));
 }
 
@@ -130,20 +159,27 @@ fn who_is_silent_is_asked_about_and_goes_down_when_that_is_confirmed() {
 fn who_is_vouched_for_stays_a_suspect() {
     let mut t = meshed(2);
     let n = node(1);
-    let mut doubts = 0;
+    let (mut doubts, mut vouched) = (0, 0);
     for ms in (500..=20_000).step_by(500) {
         speaks(&mut t, 2, ms);
         let events = t.events();
-        assert!(!events.contains(&TableEvent::Down(n)));
+        assert!(!events.iter().any(|e| matches!(e, TableEvent::Down { .. })));
         if events.contains(&TableEvent::Doubt(n)) {
             doubts += 1;
-            assert!(t.0.indirect(n, true, at(ms + 300)));
+            assert!(t.0.indirect(n, node(2), true, at(ms + 300)));
             assert!(
-                !t.0.indirect(n, false, at(ms + 310)),
+                !t.0.indirect(n, node(3), false, at(ms + 310)),
                 "whoever reaches it is right"
             );
         }
+        let by = node(2);
+        vouched += t
+            .events()
+            .iter()
+            .filter(|e| **e == TableEvent::Vouched { node: n, by })
+            .count();
     }
+    assert_eq!(vouched, 1, "told once");
     assert_eq!(t.liveness(1, 20_000), Some(Liveness::Suspect));
     assert!((10..=20).contains(&doubts), "{doubts}");
     // The vouching ends: it goes down in the end.
@@ -162,8 +198,14 @@ fn a_doubt_that_nobody_answers_is_repeated_and_ends() {
     assert_eq!(t.liveness(1, 3999), Some(Liveness::Suspect));
     assert_eq!(t.liveness(1, 4000), Some(Liveness::Down));
     let n = node(1);
-    let (s, d) = (TableEvent::Suspect(n), TableEvent::Doubt(n));
-    assert_eq!(t.events(), [s, d, d, TableEvent::Down(n)]);
+    let doubt = TableEvent::Doubt(n);
+    let expected = [
+        suspect(1, 2000),
+        doubt.clone(),
+        doubt,
+        down(1, 4000, Verdict::NoAnswer),
+    ];
+    assert_eq!(t.events(), expected);
 }
 
 #[test]
@@ -176,14 +218,15 @@ fn when_all_fall_silent_together_it_is_us() {
     assert_eq!(t.0.next_wakeup(), Some(at(1900)));
     assert_eq!(t.liveness(3, 1900), Some(Liveness::Suspect));
     assert!(t.0.is_cut_off());
-    assert_eq!(t.events()[0], TableEvent::CutOff);
+    assert_eq!(t.events()[0], TableEvent::CutOff { peers: 3 });
     for n in 1..=3 {
         assert_eq!(t.liveness(n, 25_000), Some(Liveness::Suspect));
     }
     assert_eq!(t.events(), [], "nobody is asked and nobody goes");
     // We are back; the others have their time to say so.
     speaks(&mut t, 1, 26_000);
-    assert_eq!(t.events(), [TableEvent::Back(node(1)), TableEvent::Online]);
+    let after = Duration::from_millis(26_000 - 1900);
+    assert_eq!(t.events(), [back(1, 26_000), TableEvent::Online { after }]);
     speaks(&mut t, 2, 26_500);
     for ms in [27_000, 28_000, 29_000] {
         speaks(&mut t, 1, ms);
@@ -201,6 +244,56 @@ fn a_node_that_stays_cut_off_says_so_in_the_end() {
         assert_eq!(t.liveness(n, 31_500), Some(Liveness::Down));
     }
     assert_eq!(t.liveness(1, 602_800), None, "and forgets");
+}
+
+#[test]
+fn what_another_says_of_silence_ranks_a_peer_last_and_no_more() {
+    let mut t = meshed(2);
+    t.0.hint_silent(node(1), at(999));
+    assert_eq!(t.liveness(1, 999), Some(Liveness::Alive), "heard ourselves");
+    t.0.hint_silent(node(1), at(1000));
+    t.0.hint_silent(node(7), at(1000));
+    assert_eq!(t.liveness(1, 1000), Some(Liveness::Suspect));
+    assert_eq!(
+        t.events(),
+        [suspect(1, 1000), TableEvent::Doubt(node(1))],
+        "and others are asked at once"
+    );
+    speaks(&mut t, 1, 1100);
+    assert_eq!(t.liveness(1, 1100), Some(Liveness::Alive));
+}
+
+#[test]
+fn goodbyes_are_kept_as_proof_while_they_hold() {
+    let mut t = meshed(2);
+    let word = |mark| SignedAdvert {
+        certificate: vec![mark],
+        ..unsigned()
+    };
+    let leave = |t: &mut T, n: u32, mark, ms| {
+        let mut advert = advert_of(node(n), 1, 99);
+        advert.state = NodeState::Left;
+        t.0.merge(advert, word(mark), false, at(ms), WALL)
+    };
+    let kept = |t: &mut T| -> Vec<u8> {
+        t.0.changed();
+        let left = t.0.snapshot().left.clone();
+        left.iter().map(|w| w.certificate[0]).collect()
+    };
+    assert_eq!(leave(&mut t, 1, 1, 0), Merged::Updated);
+    assert_eq!(leave(&mut t, 1, 9, 20), Merged::Tombstoned, "said thrice");
+    leave(&mut t, 2, 2, 30);
+    assert_eq!(kept(&mut t), [1, 2]);
+    t.say(1, 2, 1, true, 40);
+    assert_eq!(kept(&mut t), [2], "who is back has not left");
+    for n in 0..limits::MAX_GOODBYES as u32 {
+        leave(&mut t, 100 + n, 3, 50);
+    }
+    t.say(1, 2, 2, true, 60);
+    assert_eq!(kept(&mut t), [3; limits::MAX_GOODBYES], "the latest");
+    t.0.tick(at(3_600_050));
+    t.say(3, 1, 1, true, 3_600_050);
+    assert!(kept(&mut t).is_empty());
 }
 
 #[test]

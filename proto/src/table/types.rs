@@ -55,6 +55,9 @@ pub struct Snapshot {
     pub me: Option<NodeId>,
     /// Sorted by node id.
     pub peers: Vec<Arc<Peer>>,
+    /// The signed goodbyes of those who left of late and did not come back: the proof of it for
+    /// whoever was not told. At most [`crate::limits::MAX_GOODBYES`].
+    pub left: Arc<[Arc<SignedAdvert>]>,
 }
 
 impl Snapshot {
@@ -90,19 +93,54 @@ pub enum Merged {
     Twin,
 }
 
-/// A change worth a log line or an event for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What others had to say of a peer that went down.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// These could not reach it either. At most [`crate::limits::MAX_HELPERS`].
+    Confirmed(Vec<NodeId>),
+    /// Others were asked, and none knew.
+    NoAnswer,
+    /// There was nobody to ask: no other peer, or this node itself is cut off.
+    NobodyToAsk,
+}
+
+/// A change worth a log line or an event for people, with its reason and timing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TableEvent {
     /// Showed life for the first time.
     Joined(NodeId),
     /// Said goodbye.
     Left(NodeId),
-    /// Was alive and fell silent.
-    Suspect(NodeId),
+    /// Was alive and fell silent, or no path to it works.
+    Suspect {
+        /// Who.
+        node: NodeId,
+        /// For how long already.
+        silent: Duration,
+    },
+    /// A suspect, but another reaches it. Told once a suspicion.
+    Vouched {
+        /// Who.
+        node: NodeId,
+        /// Who says so.
+        by: NodeId,
+    },
     /// Was alive once and is taken for gone.
-    Down(NodeId),
+    Down {
+        /// Who.
+        node: NodeId,
+        /// For how long it was silent.
+        silent: Duration,
+        /// What others said.
+        verdict: Verdict,
+    },
     /// Alive again after suspicion or worse.
-    Back(NodeId),
+    Back {
+        /// Who.
+        node: NodeId,
+        /// How long it was silent.
+        after: Duration,
+    },
     /// Was down for so long that it left the table.
     Forgotten(NodeId),
     /// See [`Merged::Twin`].
@@ -111,9 +149,15 @@ pub enum TableEvent {
     /// in [`super::Table::indirect`].
     Doubt(NodeId),
     /// All peers fell silent together: it is this node that is cut off.
-    CutOff,
+    CutOff {
+        /// So many.
+        peers: usize,
+    },
     /// A peer spoke again after that.
-    Online,
+    Online {
+        /// How long after.
+        after: Duration,
+    },
 }
 
 /// How many adverts came to what end, since the start.

@@ -71,6 +71,9 @@ records! {
         Probe { nonce: u64::MAX, wall_ms: super::WALL_MS };
     ProbeReply: ProbeReply { nonce: 1, wall_ms: 0, state: NodeState::Up },
         ProbeReply { nonce: u64::MAX, wall_ms: super::WALL_MS, state: NodeState::Draining };
+    ProbeFor: ProbeFor { nonce: 0, node: node(0) }, ProbeFor { nonce: u64::MAX, node: node(9) };
+    ProbedFor: ProbedFor { nonce: 0, reach: Reach::Stranger, rtt_us: 0 },
+        ProbedFor { nonce: u64::MAX, reach: Reach::Reached, rtt_us: 850_000 };
     PeerUpdate: PeerUpdate { advert: signed(0, 0), rtt_us: 0, age_ms: 0 },
         PeerUpdate { advert: signed(40, 300), rtt_us: 850, age_ms: 70_000 };
     PeerGone: PeerGone { node: node(1), left: false }, PeerGone { node: node(2), left: true };

@@ -23,8 +23,8 @@ pub use node::{
     NodeState, PathKind, Residency, Role, SignedAdvert, Stats, VoiceAdvert,
 };
 pub use stream::{
-    JoinAccepted, JoinRequest, PeerGone, PeerUpdate, Probe, ProbeReply, SnapshotEnd, StreamHeader,
-    StreamKind,
+    JoinAccepted, JoinRequest, PeerGone, PeerUpdate, Probe, ProbeFor, ProbeReply, ProbedFor, Reach,
+    SnapshotEnd, StreamHeader, StreamKind,
 };
 
 /// The ALPN of the data plane. A change that an old peer cannot ignore gets a new number.
@@ -40,6 +40,8 @@ pub const RECORDS: &[(u16, &str, usize)] = &[
     entry::<WireError>(),
     entry::<Probe>(),
     entry::<ProbeReply>(),
+    entry::<ProbeFor>(),
+    entry::<ProbedFor>(),
     entry::<PeerUpdate>(),
     entry::<PeerGone>(),
     entry::<SnapshotEnd>(),

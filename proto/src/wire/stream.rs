@@ -8,7 +8,7 @@ use bincode::{Decode, Encode};
 open_enum! {
     /// What a stream is for.
     StreamKind {
-        /// One [`Probe`], one [`ProbeReply`].
+        /// One [`Probe`], one [`ProbeReply`]; or one [`ProbeFor`], one [`ProbedFor`].
         Probe = 1 "probe",
         /// The peer table: a snapshot of [`PeerUpdate`]s, [`SnapshotEnd`], then deltas.
         Watch = 2 "watch",
@@ -77,7 +77,52 @@ impl Record for ProbeReply {
     const NAME: &'static str = "ProbeReply";
 }
 
-/// One entry of the peer table, as the sending agent sees it.
+open_enum! {
+    /// What came of a [`ProbeFor`].
+    Reach {
+        /// It answered, after the question came.
+        Reached = 1 "reached",
+        /// It did not answer within [`crate::timeouts::PROBE_TIMEOUT`].
+        Silent = 2 "silent",
+        /// The asked one does not know it and probed nobody.
+        Stranger = 3 "stranger",
+    }
+}
+
+/// Asks an agent to probe another for the sender, who cannot reach it. The asked one probes
+/// only whom it knows, where it knows it to be: the question names no address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ProbeFor {
+    /// Chosen by the sender, returned unchanged.
+    pub nonce: u64,
+    /// Whom to probe.
+    pub node: NodeId,
+}
+
+impl Record for ProbeFor {
+    const KIND: u16 = 0x0013;
+    const NAME: &'static str = "ProbeFor";
+}
+
+/// Answers a [`ProbeFor`]. Who does not know that record answers with an error, which is no
+/// answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ProbedFor {
+    /// As in the question.
+    pub nonce: u64,
+    /// What came of it.
+    pub reach: Reach,
+    /// If it was reached: the round trip in microseconds.
+    pub rtt_us: u32,
+}
+
+impl Record for ProbedFor {
+    const KIND: u16 = 0x0014;
+    const NAME: &'static str = "ProbedFor";
+}
+
+/// One entry of the peer table, as the sending agent sees it. Of a node that left: its signed
+/// goodbye, so that a watcher knows it from the node itself.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub struct PeerUpdate {
     /// The peer's own signed word; the receiver checks it like any other.
@@ -94,7 +139,8 @@ impl Record for PeerUpdate {
     const CLASS: Class = Class::Medium;
 }
 
-/// A peer left or went down, as the sending agent sees it.
+/// A peer left or went down, as the sending agent sees it: a hint. What proves that it left is
+/// its goodbye, in the [`PeerUpdate`] before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct PeerGone {
     /// Who.

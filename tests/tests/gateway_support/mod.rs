@@ -122,6 +122,7 @@ impl Generate for ScriptedGenerate {
             version: 1,
             me: Some(node(1)),
             peers,
+            ..Snapshot::default()
         })
     }
 

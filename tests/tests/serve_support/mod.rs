@@ -23,10 +23,11 @@ use unamesh_client::clock;
 use unamesh_client::endpoint::bind;
 use unamesh_client::framing::{self, RecordReader, RecordWriter};
 use unamesh_client::identity::{Credentials, Member, NodeKey};
+use unamesh_client::transport::BoxFuture;
 use unamesh_proto::table::Snapshot;
 use unamesh_proto::wire::{
-    Accepted, Attach, Done, ErrorCode, GenFrame, GenerateRequest, InputKind, NodeState, Record,
-    Role, Sampling, SignedAdvert, StreamKind, Token, WireError,
+    Accepted, Attach, Done, ErrorCode, GenFrame, GenerateRequest, InputKind, NodeState, ProbeFor,
+    ProbedFor, Reach, Record, Role, Sampling, SignedAdvert, StreamKind, Token, WireError,
 };
 use unamesh_proto::{GenerationId, NodeId};
 use unamesh_tests::doubles::EngineDouble;
@@ -67,6 +68,7 @@ pub struct TestHooks {
     /// Kept, and so kept open, from [`Server::keep_connections`] on.
     connections: Mutex<Option<Vec<quinn::Connection>>>,
     pub revoked: Mutex<Vec<NodeId>>,
+    pub questions: Mutex<Vec<(NodeId, ProbeFor)>>,
 }
 
 impl Hooks for TestHooks {
@@ -92,6 +94,21 @@ impl Hooks for TestHooks {
 
     fn state(&self) -> NodeState {
         NodeState::Up
+    }
+
+    fn probe_for(
+        &self,
+        from: NodeId,
+        question: ProbeFor,
+    ) -> BoxFuture<Result<ProbedFor, WireError>> {
+        self.questions.lock().unwrap().push((from, question));
+        let ProbeFor { nonce, .. } = question;
+        let (reach, rtt_us) = (Reach::Reached, 7);
+        Box::pin(std::future::ready(Ok(ProbedFor {
+            nonce,
+            reach,
+            rtt_us,
+        })))
     }
 
     fn is_revoked(&self, node: &NodeId) -> bool {
@@ -154,6 +171,7 @@ impl Server {
             connected: watch::Sender::default(),
             connections: Mutex::default(),
             revoked: Mutex::default(),
+            questions: Mutex::default(),
         });
         let endpoint = bind(&credentials, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         tasks.spawn(Arc::clone(&service).serve_endpoint(

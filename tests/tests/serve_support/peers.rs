@@ -53,8 +53,8 @@ pub fn table(mut peers: Vec<Arc<Peer>>) -> Arc<Snapshot> {
     peers.sort_by_key(|peer| peer.advert.node);
     Arc::new(Snapshot {
         version: 1,
-        me: None,
         peers,
+        ..Snapshot::default()
     })
 }
 
