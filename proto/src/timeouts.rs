@@ -64,7 +64,7 @@ pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(900);
 /// After so many probes over a tailnet, say, the paths of a better kind are tried again.
 pub const IMPROVE_PROBES: u64 = 10;
-/// So many probes may fail before the pauses between them grow.
+/// So many probes of a peer that is down may fail before the pauses between them grow.
 pub const PROBE_PATIENCE: u32 = 5;
 /// The longest pause between probes to a peer that does not answer.
 pub const PROBE_MAX: Duration = Duration::from_secs(16);

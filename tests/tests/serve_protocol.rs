@@ -20,8 +20,8 @@ use unamesh_client::framing::{RecordReader, RecordWriter};
 use unamesh_proto::table::{Liveness, Path, Peer, Snapshot};
 use unamesh_proto::wire::{
     Advert, ErrorCode, GenerateRequest, Hardware, NodeState, PathKind, PeerGone, PeerUpdate, Probe,
-    ProbeReply, Record, Role, SignedAdvert, SnapshotEnd, StreamHeader, StreamKind, VERSION,
-    WireError, codec,
+    ProbeFor, ProbeReply, ProbedFor, Reach, Record, Role, SignedAdvert, SnapshotEnd, StreamHeader,
+    StreamKind, VERSION, WireError, codec,
 };
 use unamesh_proto::{GenerationId, Mono, NodeId, limits};
 use unamesh_tests::doubles::{EngineDouble, PathDouble, Script};
@@ -88,6 +88,51 @@ async fn a_probe_is_answered() {
         assert_eq!((reply.nonce, reply.state), (nonce, NodeState::Up));
         assert!(reply.wall_ms > 0);
     }
+    s.server.shutdown().await;
+}
+
+#[tokio::test]
+async fn agents_may_ask_about_others_and_clients_may_not() {
+    let question = ProbeFor {
+        nonce: 5,
+        node: NodeId([9; 32]),
+    };
+    for role in [Role::Admin, Role::Agent, Role::Client] {
+        let s = setup(role).await;
+        let mut stream = open(&s.connection, StreamKind::Probe, &question).await;
+        let asked = match role {
+            Role::Client => {
+                assert_eq!(stream.refused().await, ErrorCode::Forbidden);
+                0
+            }
+            _ => {
+                let answer: ProbedFor = expect(&mut stream).await;
+                assert_eq!((answer.nonce, answer.reach), (5, Reach::Reached));
+                1
+            }
+        };
+        let questions = s.server.hooks.questions.lock().unwrap().clone();
+        assert_eq!(questions.len(), asked, "{role}");
+        s.server.shutdown().await;
+    }
+}
+
+/// An agent of before the record skips it and finds nothing to answer: an error, which is no
+/// answer, and no harm to the connection.
+#[tokio::test]
+async fn a_question_that_is_not_understood_is_refused() {
+    let s = setup(Role::Agent).await;
+    let mut bytes = header(VERSION, StreamKind::Probe);
+    bytes.extend_from_slice(&[0x1f, 0x00, 2, 0, 0, 0, 1, 2]);
+    let mut stream = send(&s.connection, &bytes).await;
+    stream.writer.finish();
+    assert_eq!(stream.refused().await, ErrorCode::Protocol);
+    let probe = Probe {
+        nonce: 1,
+        wall_ms: 0,
+    };
+    let mut stream = open(&s.connection, StreamKind::Probe, &probe).await;
+    assert_eq!(expect::<ProbeReply>(&mut stream).await.nonce, 1);
     s.server.shutdown().await;
 }
 
@@ -387,7 +432,12 @@ async fn the_table_is_watched() {
     tables.send_replace(table(2, vec![peer(1, 1, alive, 11), peer(2, 2, alive, 10)]));
     let update: PeerUpdate = expect(&mut stream).await;
     assert_eq!(update.advert.payload, 2u64.to_le_bytes());
-    tables.send_replace(table(3, vec![peer(2, 2, alive, 10)]));
+    tables.send_replace(Arc::new(Snapshot {
+        left: Arc::new([Arc::new(signed(77))]),
+        ..(*table(3, vec![peer(2, 2, alive, 10)])).clone()
+    }));
+    let goodbye: PeerUpdate = expect(&mut stream).await;
+    assert_eq!(goodbye.advert, signed(77), "the proof comes first");
     let gone: PeerGone = expect(&mut stream).await;
     assert_eq!(
         gone,

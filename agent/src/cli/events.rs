@@ -57,7 +57,7 @@ fn style(event: &Value) -> Style {
     match event.at("event").text() {
         "interrupted" | "incomplete" | "cut_off" | "twin_key" | "peer_down" => BAD,
         "suspect" | "backup" | "attempt_failed" | "hedge_in_vain" | "lagged" | "peer_suspect"
-        | "draining" => WARN,
+        | "peer_vouched" | "draining" => WARN,
         "peer_changed" | "reattached" | "peer_joined" | "peer_back" | "online" => GOOD,
         "breaker" if event.at("state").text() == "closed" => GOOD,
         "breaker" => WARN,
@@ -122,6 +122,17 @@ fn what(event: &Value) -> String {
                 "after {} tokens: {}",
                 event.at("tokens").number(),
                 text("reason")
+            )
+        }
+        "peer_down" => {
+            let peers = event.at("confirmed_by").as_array().into_iter().flatten();
+            let names: Vec<String> = peers.map(|p| printable(p.at("name").text())).collect();
+            let cause = text("cause").replace('_', " ");
+            let silent = time("silent_ms");
+            format!(
+                "{}: silent for {silent}, {cause} {}",
+                text("name"),
+                names.join(", ")
             )
         }
         "lagged" => format!("{} events were missed", event.at("missed").number()),

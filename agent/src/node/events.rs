@@ -68,11 +68,24 @@ pub const EVENTS: &[(&str, &str, &str)] = &[
     ("peer_left", "node name", "a machine said goodbye"),
     (
         "peer_suspect",
-        "node name",
-        "a machine is silent; it ranks last",
+        "node name silent_ms",
+        "a machine is silent; it ranks last, and others are asked",
     ),
-    ("peer_down", "node name", "a machine counts as gone"),
-    ("peer_back", "node name", "it is back"),
+    (
+        "peer_vouched",
+        "node name by",
+        "another machine reaches it: it goes on ranking last and is not taken for gone",
+    ),
+    (
+        "peer_down",
+        "node name silent_ms cause confirmed_by",
+        "a machine counts as gone; `cause`: confirmed (by these peers), no_answer, nobody_to_ask",
+    ),
+    (
+        "peer_back",
+        "node name after_ms",
+        "it is back, after so long a silence",
+    ),
     (
         "peer_forgotten",
         "node name",
@@ -80,10 +93,14 @@ pub const EVENTS: &[(&str, &str, &str)] = &[
     ),
     (
         "cut_off",
-        "",
-        "all peers fell silent together: this machine is the one that is cut off",
+        "peers",
+        "all `peers` (so many) fell silent together: this machine is the one that is cut off",
     ),
-    ("online", "", "they are back"),
+    (
+        "online",
+        "after_ms",
+        "one of them spoke, so long after `cut_off`",
+    ),
     (
         "engines",
         "engines models",

@@ -18,8 +18,9 @@ pub(super) fn tell(event: &TableEvent, snapshots: [Option<&Snapshot>; 2], events
             .next()
             .unwrap_or_default()
     };
+    let peer = |node: &NodeId| json!({ "node": node, "name": name(node) });
     let emit = |what: &str, node: &NodeId, more: Value| {
-        let mut fields = json!({ "node": node, "name": name(node) });
+        let mut fields = peer(node);
         if let (Some(fields), Value::Object(more)) = (fields.as_object_mut(), more) {
             fields.extend(more);
         }
@@ -45,20 +46,21 @@ pub(super) fn tell(event: &TableEvent, snapshots: [Option<&Snapshot>; 2], events
         }
         TableEvent::Vouched { node, by } => {
             info!(node = %node.short(), name = name(node), by = name(by), "peer_vouched");
-            emit("peer_vouched", node, json!({ "by": name(by) }));
+            emit("peer_vouched", node, json!({ "by": peer(by) }));
         }
         TableEvent::Down {
             node,
             silent,
             verdict,
         } => {
-            let (silent_ms, reason) = (millis(*silent), reason(verdict));
-            let by: Vec<String> = confirmed_by(verdict).iter().map(name).collect();
+            let (silent_ms, (cause, by)) = (millis(*silent), opinion(verdict));
+            let names: Vec<String> = by.iter().map(name).collect();
             info!(
-                node = %node.short(), name = name(node), silent_ms, reason,
-                confirmed_by = by.join(","), "peer_down"
+                node = %node.short(), name = name(node), silent_ms, cause,
+                confirmed_by = names.join(","), "peer_down"
             );
-            let more = json!({ "silent_ms": silent_ms, "reason": reason, "confirmed_by": by });
+            let by: Vec<Value> = by.iter().map(peer).collect();
+            let more = json!({ "silent_ms": silent_ms, "cause": cause, "confirmed_by": by });
             emit("peer_down", node, more);
         }
         TableEvent::Back { node, after } => {
@@ -84,17 +86,11 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn reason(verdict: &Verdict) -> &'static str {
+/// A stable name for what others said, and who confirmed it.
+fn opinion(verdict: &Verdict) -> (&'static str, &[NodeId]) {
     match verdict {
-        Verdict::Confirmed(_) => "confirmed",
-        Verdict::NoAnswer => "no answer",
-        Verdict::NobodyToAsk => "nobody to ask",
-    }
-}
-
-fn confirmed_by(verdict: &Verdict) -> &[NodeId] {
-    match verdict {
-        Verdict::Confirmed(by) => by,
-        Verdict::NoAnswer | Verdict::NobodyToAsk => &[],
+        Verdict::Confirmed(by) => ("confirmed", by),
+        Verdict::NoAnswer => ("no_answer", &[]),
+        Verdict::NobodyToAsk => ("nobody_to_ask", &[]),
     }
 }

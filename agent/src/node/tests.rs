@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::test_support::{Member, Mesh};
 use super::*;
@@ -8,14 +8,17 @@ use crate::gateway::{Control, InviteOptions};
 use futures_util::StreamExt;
 use std::time::Instant;
 use unamesh_client::client::{Event, Request};
+use unamesh_client::endpoint::bind;
+use unamesh_client::framing::{self, ReadError};
 use unamesh_client::identity::NodeKey;
 use unamesh_client::invite::Invite;
 use unamesh_client::join::join;
+use unamesh_proto::limits::MAX_PROBES_FOR_ONE;
 use unamesh_proto::table::{Liveness, Snapshot};
-use unamesh_proto::timeouts::TABLE_SUSPECT;
+use unamesh_proto::timeouts::{DOUBT_EVERY, TABLE_SUSPECT};
 use unamesh_proto::wire::{
-    Chunk, EngineKind, FinishReason, GenerateRequest, Health, ModelAdvert, ModelKind, Residency,
-    Role, Stats, Usage,
+    Chunk, EngineKind, FinishReason, GenerateRequest, Health, ModelAdvert, ModelKind, ProbeFor,
+    ProbedFor, Reach, Residency, Role, Stats, StreamKind, Usage,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -337,6 +340,56 @@ async fn drain_by_the_api_ends_in_a_goodbye() {
     let node = b.node();
     b.shutdown(Duration::ZERO).await;
     wait_for(&a, "a misses b", |s| s.get(&node).is_none()).await;
+    a.shutdown(Duration::ZERO).await;
+}
+
+/// What `connection`'s agent says of `node`.
+async fn second_opinion(connection: &quinn::Connection, node: NodeId) -> Result<Reach, ErrorCode> {
+    let question = ProbeFor { nonce: 7, node };
+    let opened = framing::open(connection, StreamKind::Probe, &question).await;
+    let (mut writer, mut reader) = opened.unwrap();
+    writer.finish();
+    match reader.expect::<ProbedFor>().await {
+        Ok(answer) => Ok(answer.reach),
+        Err(ReadError::Refused(error)) => Err(error.code),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_probes_for_another_whom_it_knows_and_not_too_often() {
+    let home = Home::new();
+    let a = home.agent("a", &[]).await;
+    let b = home.agent("b", &[a.quic()]).await;
+    wait_for(&a, "a sees b", |s| serves(s, b.node())).await;
+    let asker = home.mesh.member(Role::Agent);
+    let endpoint = bind(&asker.0, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let connecting = endpoint.connect(a.quic(), &a.node().dns_name()).unwrap();
+    let connection = connecting.await.unwrap();
+
+    let asked = Instant::now();
+    let said = second_opinion(&connection, b.node()).await;
+    assert_eq!(said, Ok(Reach::Reached));
+    assert!(asked.elapsed() < PROBE_TIMEOUT / 2, "{:?}", asked.elapsed());
+    for nobody in [asker.node(), a.node()] {
+        let said = second_opinion(&connection, nobody).await;
+        assert_eq!(said, Ok(Reach::Stranger), "{nobody:?}");
+    }
+
+    // Without a goodbye.
+    let gone = b.node();
+    b.endpoint.close(0u32.into(), b"");
+    drop(b);
+    let asked = Instant::now();
+    let questions = (0..MAX_PROBES_FOR_ONE + 2).map(|_| second_opinion(&connection, gone));
+    let said = futures_util::future::join_all(questions).await;
+    let took = asked.elapsed();
+    let count = |what| said.iter().filter(|s| **s == what).count();
+    assert_eq!(count(Ok(Reach::Silent)), MAX_PROBES_FOR_ONE, "{said:?}");
+    assert_eq!(count(Err(ErrorCode::Limit)), 2, "{said:?}");
+    assert!(took >= PROBE_TIMEOUT && took < DOUBT_EVERY * 2, "{took:?}");
+    let said = second_opinion(&connection, gone).await;
+    assert_eq!(said, Ok(Reach::Silent), "the places are free again");
     a.shutdown(Duration::ZERO).await;
 }
 

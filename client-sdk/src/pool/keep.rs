@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, error};
-use unamesh_proto::table::Snapshot;
+use unamesh_proto::table::{Liveness, Snapshot};
 use unamesh_proto::wire::{ErrorCode, NodeState};
 use unamesh_proto::{Mono, NodeId, timeouts};
 
@@ -121,12 +121,26 @@ async fn keep(pool: Arc<Pool>, node: NodeId) {
                 }
             }
             Err(e) => {
-                failures += 1;
+                failures = if given_up(&pool, &node) {
+                    failures + 1
+                } else {
+                    0
+                };
                 debug!(node = %node.short(), failures, error = %e, "peer does not answer");
             }
         }
         rest(&pool, node, failures).await;
     }
+}
+
+/// Whether the table takes `node` for gone. Of any other, its answer is awaited: one that
+/// another vouches for, or all of them when this node itself is cut off, may be back each
+/// moment.
+fn given_up(pool: &Pool, node: &NodeId) -> bool {
+    let table = pool.table.borrow();
+    table
+        .get(node)
+        .is_none_or(|peer| peer.liveness == Liveness::Down)
 }
 
 /// Waits for the next probe's time, or for a reason to probe at once.
@@ -160,8 +174,8 @@ fn deliberate(error: &LinkError) -> bool {
     matches!(error, LinkError::Refused(e) if e.code != ErrorCode::Protocol)
 }
 
-/// The pause before the next probe: constant while the peer answers and for its first
-/// failures, then doubling. Spread by a tenth, so that peers do not fall into step.
+/// The pause before the next probe: constant until the peer is taken for gone and for its first
+/// failures then, then doubling. Spread by a tenth, so that peers do not fall into step.
 fn pause(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(timeouts::PROBE_PATIENCE).min(16);
     let base = timeouts::PROBE_EVERY
