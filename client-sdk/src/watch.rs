@@ -245,12 +245,13 @@ impl Watcher {
         deltas: mpsc::Sender<Delta>,
     ) {
         let snapshot = self.publish.borrow().clone();
-        let known: Vec<NodeId> = snapshot
-            .peers
-            .iter()
-            .filter(|p| p.liveness != Liveness::Down && p.advert.role.is_agent())
-            .map(|p| p.advert.node)
+        let agents = snapshot.peers.iter().filter(|p| p.advert.role.is_agent());
+        let mut known: Vec<(Liveness, NodeId)> = agents
+            .map(|p| (p.liveness, p.advert.node))
+            .filter(|(liveness, _)| *liveness != Liveness::Down)
             .collect();
+        // Whoever was watched last may be the one that is silent now.
+        known.sort_unstable();
         let (pool, seeds) = (self.pool.clone(), self.seeds.clone());
         let stop = stop.clone();
         tasks.spawn(async move {
@@ -297,11 +298,11 @@ impl Watcher {
 /// Follows the first agent that answers, until it goes.
 async fn follow(
     pool: &Arc<Pool>,
-    known: Vec<NodeId>,
+    known: Vec<(Liveness, NodeId)>,
     seeds: VecDeque<SocketAddr>,
     deltas: &mpsc::Sender<Delta>,
 ) {
-    for node in known {
+    for (_, node) in known {
         if let Ok(connection) = pool.connection(node).await {
             return end_of(read(&connection, deltas).await, node);
         }

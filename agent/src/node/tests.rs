@@ -7,7 +7,7 @@ use crate::engine::{EngineError, EngineEvent, EngineInfo, EngineStream};
 use crate::gateway::{Control, InviteOptions};
 use futures_util::StreamExt;
 use std::time::Instant;
-use unamesh_client::client::{Event, Request};
+use unamesh_client::client::{ClientConfig, Event, Request};
 use unamesh_client::endpoint::bind;
 use unamesh_client::framing::{self, ReadError};
 use unamesh_client::identity::NodeKey;
@@ -391,6 +391,44 @@ async fn an_agent_probes_for_another_whom_it_knows_and_not_too_often() {
     let said = second_opinion(&connection, gone).await;
     assert_eq!(said, Ok(Reach::Silent), "the places are free again");
     a.shutdown(Duration::ZERO).await;
+}
+
+/// A client forgets who left at once, since the agent that it watches hands on the goodbye; also
+/// of an agent that it watched itself, when it asks the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_without_an_agent_forgets_who_left() {
+    let home = Home::new();
+    let a = home.agent("a", &[]).await;
+    let b = home.agent("b", &[a.quic()]).await;
+    let c = home.agent("c", &[a.quic()]).await;
+    for (one, other) in [(&a, &b), (&a, &c), (&b, &c)] {
+        wait_for(one, "all meet", |s| serves(s, other.node())).await;
+        wait_for(other, "all meet", |s| serves(s, one.node())).await;
+    }
+    let state = home.state("client", &home.mesh.member(Role::Client));
+    let client = MeshClient::connect(ClientConfig {
+        state_dir: state.path().into(),
+        seeds: vec![a.quic().to_string()],
+        mdns: false,
+    })
+    .unwrap();
+    let mut peers = client.peer_changes();
+    let nodes = [a.node(), b.node(), c.node()];
+    let all = peers.wait_for(|s| nodes.iter().all(|n| serves(s, *n)));
+    tokio::time::timeout(SOON, all).await.unwrap().unwrap();
+    for (who, node) in [(b, nodes[1]), (a, nodes[0])] {
+        who.shutdown(Duration::ZERO).await;
+        let left = Instant::now();
+        let forgotten = peers.wait_for(|s| s.get(&node).is_none());
+        tokio::time::timeout(SOON, forgotten)
+            .await
+            .expect("it is forgotten")
+            .unwrap();
+        println!("forgotten {:?} after its end", left.elapsed());
+    }
+    assert!(serves(&client.peers(), nodes[2]), "the third is still used");
+    client.shutdown().await;
+    c.shutdown(Duration::ZERO).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
