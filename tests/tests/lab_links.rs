@@ -9,9 +9,9 @@ use unamesh_tests::doubles::script_engine::Script;
 use unamesh_tests::home::{Answer, Home, Watch};
 use unamesh_tests::impair::{Impairment, LOSSY, NARROW, WIFI};
 
-/// The Wi-Fi trace of ten minutes in one: a stall stays as long as it is.
-const COMPRESS: u64 = 10;
-const WIFI_RUN: Duration = Duration::from_secs(60);
+/// The Wi-Fi trace of ten minutes in forty seconds: a stall stays as long as it is.
+const COMPRESS: u64 = 15;
+const WIFI_RUN: Duration = Duration::from_secs(40);
 
 fn report(what: &str, answers: &[Answer]) {
     let changes: usize = answers.iter().map(|answer| answer.changes.len()).sum();
@@ -58,7 +58,7 @@ async fn wifi_stalls_evict_nobody() {
     report("Wi-Fi peers, Wi-Fi caller", &attic);
     let count = |event: &str| watches.iter().map(|w| w.count(event)).sum::<usize>();
     println!(
-        "36 stalls over 200 ms: suspect {}, down {}, cut off {}",
+        "three links, 36 stalls over 200 ms: suspect {}, down {}, cut off {}",
         count("peer_suspect"),
         count("peer_down"),
         count("cut_off"),

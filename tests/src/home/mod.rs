@@ -31,6 +31,7 @@ use crate::doubles::script_engine::Script;
 use crate::impair::{Impairment, Way};
 use crate::lab::{Lab, Port};
 use crate::measure::until;
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -271,10 +272,12 @@ impl Home {
         let begun = Instant::now();
         self.cluster.met().await;
         // A peer is listed as alive until it is found out: after a fault only an answer tells.
-        for agent in self.cluster.agents.iter().filter(|agent| agent.runs()) {
+        let running = self.cluster.agents.iter().filter(|agent| agent.runs());
+        join_all(running.map(|agent| async move {
             let what = format!("{} reaches all others", agent.setup.name);
             until(&what, MEET, async || reaches_all(agent).await).await;
-        }
+        }))
+        .await;
         self.usable().await;
         begun.elapsed()
     }
