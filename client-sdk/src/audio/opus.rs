@@ -32,8 +32,9 @@
 //! where that is here, else [concealed](Decoder::conceal): libopus goes on as the sound was and
 //! fades out. Either way it takes its 20 ms, so that later frames stay in place.
 //!
-//! **Hostile packets** are an error and change nothing audible: their length and duration are
-//! checked before libopus decodes them, and what libopus refuses leaves its state as it was.
+//! **Hostile packets** are a typed error: their length and duration are checked before libopus
+//! decodes them, so what is refused changes nothing and can be concealed. One that passes sounds
+//! wrong for as long as it lasts, and some frames after.
 
 use super::pcm::limited;
 use ::opus::{Application, Bitrate, Channels, Signal};
@@ -107,8 +108,7 @@ impl Profile {
 /// Why a packet or a codec failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CodecError {
-    /// libopus refused: out of memory, or a packet that is no Opus. A decoder's state is as
-    /// before, so the frame can be concealed.
+    /// libopus refused: out of memory, or a packet that is no Opus. The frame can be concealed.
     #[error("opus: {0}")]
     Library(String),
     /// A packet without bytes, or with more than any may have.

@@ -2,10 +2,12 @@
 //!
 //! - [`uplink`]: a microphone's frames as datagrams, each frame twice.
 //! - [`text`]: an answer's tokens to pieces that a speech engine speaks.
-//! - `sentence`, `spoken`: where a sentence ends, and how it sounds without its marks.
+//! - `lines`, `sentence`, `spoken`: Markdown's blocks, where a sentence ends, and how it sounds
+//!   without its marks.
 //!
 //! The receiver's side of the uplink is [`crate::jitter`].
 
+mod lines;
 mod sentence;
 mod spoken;
 pub mod text;

@@ -6,7 +6,7 @@
 //! are not spoken. What is left is one line with single spaces; without a letter or a digit it is
 //! nothing.
 
-use super::text::{Line, Place};
+use super::lines::{Line, Place};
 use unicode_segmentation::UnicodeSegmentation;
 
 /// Characters of an HTML tag at most; a longer one is a comparison.
