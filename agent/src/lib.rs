@@ -24,6 +24,7 @@ pub mod engine;
 pub mod gateway;
 pub mod local_mesh;
 pub mod node;
+pub mod power;
 pub mod serve;
 pub mod starter;
 pub mod state;

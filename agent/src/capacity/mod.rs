@@ -9,6 +9,8 @@
 //! - Apple Silicon shares its memory with the GPU ([`apple`]);
 //! - the power source ([`power`]).
 //!
+//! The processor's heat ([`thermal`]) is not advertised; [`crate::power::rules`] looks at it.
+//!
 //! **What is worth an advert.** Free memory, load and temperature jitter all the time. The
 //! sampler keeps what it last reported and calls a sample new only when a figure has moved
 //! from *that* by more than its threshold ([`differs`]): a figure that trembles about a
@@ -19,6 +21,7 @@ pub mod amd;
 pub mod apple;
 pub mod nvidia;
 pub mod power;
+pub mod thermal;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

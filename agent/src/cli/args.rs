@@ -74,7 +74,7 @@ pub enum Command {
     Ping(PingArgs),
     /// Follow what happens: suspicions, backups, migrations, peers, engines (until Ctrl-C)
     Events,
-    /// Let this machine finish what it does and leave the mesh
+    /// Let this machine hand over what it does and leave the mesh, or pause
     Drain(DrainArgs),
     /// Find what is wrong, and how to repair it
     Doctor,
@@ -206,9 +206,15 @@ pub struct PingArgs {
 /// `unamesh drain`.
 #[derive(Debug, Args)]
 pub struct DrainArgs {
-    /// Running answers get this long
+    /// Running answers get this long to move or end; then the agent stops
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub deadline: Duration,
+    /// Stay in the mesh and take nothing new for this long, then take requests again
+    #[arg(long = "for", value_name = "TIME", value_parser = duration, conflicts_with = "deadline")]
+    pub pause: Option<Duration>,
+    /// End a pause now
+    #[arg(long, conflicts_with_all = ["deadline", "pause"])]
+    pub stop: bool,
 }
 
 /// `unamesh drill`.

@@ -39,6 +39,10 @@ fn render(local: &Local, status: &Value, peers: &Value, engines: &Value) -> Stri
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "  {DIM}{name:<8}{DIM:#} {value}");
     };
+    let draining = status.at("draining");
+    if draining.is_object() {
+        line("draining", drain(draining));
+    }
     let mesh = status.at("mesh_name").text();
     if !mesh.is_empty() {
         line("mesh", format!("{mesh}, role {}", status.at("role").text()));
@@ -117,6 +121,24 @@ fn breaker(breaker: &Value) -> String {
         span(breaker.at("failed_ms_ago").number()),
         breaker.at("reason").text(),
     )
+}
+
+/// Why this machine takes nothing new, and until when.
+fn drain(draining: &Value) -> String {
+    let why = match draining.at("why").text() {
+        "signal" => "told to end",
+        "sleep" => "the machine sleeps",
+        "asked" => "as you asked",
+        "battery" => "the battery is low",
+        "hot" => "it is too hot",
+        other => other,
+    };
+    let left = draining.at("left_ms").as_u64().map(span);
+    match (draining.at("returns").as_bool(), left) {
+        (Some(true), Some(left)) => format!("{why}; takes requests again in {left}"),
+        (Some(true), None) => format!("{why}; takes requests again when that is over"),
+        (_, left) => format!("{why}; leaves within {}", left.unwrap_or_default()),
+    }
 }
 
 fn hardware(hardware: &Value) -> String {

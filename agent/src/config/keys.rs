@@ -72,6 +72,12 @@ pub const KEYS: &[Key] = keys! {
         "Milliseconds that running answers get at shutdown to move to another machine or end.";
     "serve.drill", serve.drill,
         "An administrator of the mesh may have this machine fail on purpose for up to 10 s (`unamesh drill`), while others ask it.";
+    "power.drain_below", power.drain_below,
+        "On battery with less than this many percent, this machine serves nobody: running answers move, new ones go elsewhere. It serves again 5 points above that, or on mains. 0: never mind.";
+    "power.drain_above_c", power.drain_above_c,
+        "The same above so many degrees Celsius of its processor or a graphics card; it serves again 8 degrees below that. 0: never mind.";
+    "power.keep_awake", power.keep_awake,
+        "Do not let the machine fall asleep by itself while it answers, and for 10 s after. A closed lid is stronger.";
     "log.level", log.level,
         "error, warn, info, debug or trace; per module: \"info,unamesh_client=debug\". Prompts, answers and keys are never logged.";
     "log.format", log.format,
@@ -278,4 +284,4 @@ macro_rules! number {
         }
     )+};
 }
-number!(u16, u64, usize);
+number!(u8, u16, u64, usize);

@@ -42,6 +42,8 @@ pub struct Config {
     pub engine: Vec<EngineConfig>,
     /// Serving others.
     pub serve: ServeConfig,
+    /// Sleep, battery and heat.
+    pub power: PowerConfig,
     /// What is logged, and how.
     pub log: LogConfig,
     /// The program itself.
@@ -212,6 +214,28 @@ impl Default for ServeConfig {
     }
 }
 
+/// `[power]`: sleep, battery and heat.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PowerConfig {
+    /// On battery with less than this (percent) the node serves nobody; 0 = never mind.
+    pub drain_below: u8,
+    /// Hotter than this (degrees Celsius) the node serves nobody; 0 = never mind.
+    pub drain_above_c: u8,
+    /// The machine does not fall asleep by itself while it answers.
+    pub keep_awake: bool,
+}
+
+impl Default for PowerConfig {
+    fn default() -> Self {
+        PowerConfig {
+            drain_below: 15,
+            drain_above_c: 0,
+            keep_awake: false,
+        }
+    }
+}
+
 /// `[log]`: to standard error. Prompts, answers and keys are never logged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -313,6 +337,9 @@ impl Config {
                 "serve.queue",
                 format!("must be at most {}", limits::MAX_QUEUE),
             );
+        }
+        if self.power.drain_below > 100 {
+            return bad("power.drain_below", "must be 0 to 100 percent".to_owned());
         }
         if !(1..=MAX_WORKERS).contains(&self.runtime.workers) {
             return bad("runtime.workers", format!("must be 1 to {MAX_WORKERS}"));

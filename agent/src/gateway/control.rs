@@ -32,11 +32,11 @@ pub trait Control: Send + Sync + 'static {
     /// This agent holds no CA, or may not invite.
     async fn invite(&self, invite: InviteOptions) -> Result<Value, ControlError>;
 
-    /// `POST drain`: takes nothing new, finishes what runs within `deadline`, then stops.
+    /// `POST drain`: a planned leave, a pause, or the end of one.
     ///
     /// # Errors
-    /// It drains already.
-    async fn drain(&self, deadline: Duration) -> Result<Value, ControlError>;
+    /// It leaves already, or there is no pause to end.
+    async fn drain(&self, drain: Drain) -> Result<Value, ControlError>;
 
     /// `POST drill`: has another node play a fault for a moment.
     ///
@@ -45,6 +45,17 @@ pub trait Control: Send + Sync + 'static {
     async fn drill(&self, _ask: DrillAsk) -> Result<Value, ControlError> {
         Err(ControlError::conflict("this agent asks nobody to fail"))
     }
+}
+
+/// A planned leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    /// Take nothing new, let what runs move or end within this, then end the process.
+    Leave(Duration),
+    /// Take nothing new for this long; what runs moves. Then take requests again.
+    Pause(Duration),
+    /// End a pause now.
+    Stop,
 }
 
 /// A fault that another node is to play.

@@ -2,7 +2,7 @@
 //! [`super::guard`] has checked the bearer token before a request arrives here.
 
 use super::GatewayState;
-use super::control::{DrillAsk, InviteOptions};
+use super::control::{Drain, DrillAsk, InviteOptions};
 use super::error::ApiError;
 use super::openai::{Reply, json_reply, read_body};
 use super::request::{self, Api, Parsed};
@@ -138,24 +138,34 @@ async fn invite(State(state): State<GatewayState>, request: Request) -> Reply {
     Ok(json_reply(state.control.invite(invite).await?.to_string()))
 }
 
-#[derive(Deserialize)]
+/// At most one of them.
+#[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct DrainBody {
-    deadline_ms: u64,
+    /// Leave within this.
+    deadline_ms: Option<u64>,
+    /// Pause for this long.
+    for_ms: Option<u64>,
+    /// End a pause.
+    stop: bool,
 }
 
-impl Default for DrainBody {
-    fn default() -> Self {
-        DrainBody {
-            deadline_ms: 30_000,
-        }
-    }
-}
+/// What an empty body means.
+const DRAIN: Duration = Duration::from_secs(30);
 
 async fn drain(State(state): State<GatewayState>, request: Request) -> Reply {
-    let DrainBody { deadline_ms } = options(request).await?;
-    let deadline = Duration::from_millis(deadline_ms);
-    Ok(json_reply(state.control.drain(deadline).await?.to_string()))
+    let body: DrainBody = options(request).await?;
+    let drain = match (body.deadline_ms, body.for_ms, body.stop) {
+        (None, None, false) => Drain::Leave(DRAIN),
+        (Some(ms), None, false) => Drain::Leave(Duration::from_millis(ms)),
+        (None, Some(ms), false) => Drain::Pause(Duration::from_millis(ms)),
+        (None, None, true) => Drain::Stop,
+        _ => {
+            let message = "deadline_ms (leave), for_ms (pause) and stop exclude each other";
+            return Err(ApiError::field("for_ms", message));
+        }
+    };
+    Ok(json_reply(state.control.drain(drain).await?.to_string()))
 }
 
 #[derive(Default, Deserialize)]

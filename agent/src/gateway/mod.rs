@@ -33,7 +33,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-pub use control::{Control, ControlError, DrillAsk, InviteOptions};
+pub use control::{Control, ControlError, Drain, DrillAsk, InviteOptions};
 pub use server::serve;
 pub use source::Generate;
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{debug, warn};
 use unamesh_client::mdns::{Announcement, Announcer, Hint};
 use unamesh_proto::NodeId;
 use unamesh_proto::table::Snapshot;
@@ -34,6 +34,7 @@ const SEEDS_OF_OTHERS: usize = 5;
 
 /// Samples the machine in a thread of its own: a driver may take its time.
 pub(super) fn sample_hardware(
+    sources: capacity::Sources,
     findings: &Findings,
     tasks: &TaskTracker,
     stop: &CancellationToken,
@@ -43,9 +44,9 @@ pub(super) fn sample_hardware(
     tasks.spawn(async move {
         let mut sampler = None;
         loop {
+            let sources = sources.clone();
             let sampling = tokio::task::spawn_blocking(move || {
-                let mut sampler =
-                    sampler.unwrap_or_else(|| Sampler::new(capacity::Sources::default()));
+                let mut sampler = sampler.unwrap_or_else(|| Sampler::new(sources));
                 let changed = sampler.sample();
                 (sampler, changed)
             });
@@ -69,11 +70,13 @@ pub(super) fn sample_hardware(
     hardware
 }
 
-/// Announces this node and looks for others until `leave`, then takes the announcement back.
+/// Announces this node, again with each of its `epochs`, and looks for others until `leave`,
+/// then takes the announcement back.
 pub(super) async fn speak_mdns(
     announcement: Announcement,
     hints: mpsc::Sender<Hint>,
     (findings, sightings): (Findings, Arc<Sightings>),
+    mut epochs: watch::Receiver<u64>,
     leave: CancellationToken,
 ) {
     let spoken = Announcer::start(&announcement)
@@ -81,7 +84,12 @@ pub(super) async fn speak_mdns(
     match spoken {
         Ok((announcer, browser)) => {
             sightings.count_services(browser.foreign());
-            leave.cancelled().await;
+            while let Some(Ok(())) = leave.run_until_cancelled(epochs.changed()).await {
+                // Others have forgotten what was announced before the sleep, and its addresses.
+                if let Err(error) = announcer.update(&announcement) {
+                    debug!(%error, "not announced again");
+                }
+            }
             announcer.goodbye().await;
         }
         Err(error) => findings.raise(Finding::Mdns, error.to_string()),

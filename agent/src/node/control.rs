@@ -3,20 +3,20 @@
 use super::discovery::Sightings;
 use super::events::Events;
 use super::findings::Findings;
-use super::publish::{Identity, Phase, version};
+use super::presence::{Draining, Presence, Why};
+use super::publish::{Identity, version};
 use super::table::TableHandle;
 use super::verify::Verifier;
 use crate::ca::Inviter;
 use crate::engine::registry::Registry;
-use crate::gateway::{Control, ControlError, DrillAsk, InviteOptions};
+use crate::gateway::{Control, ControlError, Drain, DrillAsk, InviteOptions};
 use crate::serve::Service;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 use tokio::time::Instant;
 use unamesh_client::client::MeshClient;
 use unamesh_client::clock;
@@ -26,7 +26,7 @@ use unamesh_client::transport::LinkError;
 use unamesh_proto::breaker::State;
 use unamesh_proto::session::Reason;
 use unamesh_proto::table::{Liveness, Peer};
-use unamesh_proto::wire::{Addr, Drill, DrillStarted, NodeState, Role, StreamKind};
+use unamesh_proto::wire::{Addr, Drill, DrillStarted, Role, StreamKind};
 use unamesh_proto::{NodeId, limits, timeouts};
 
 /// Paths of one peer that are tried at the same time. Each may be a connection of its own, and
@@ -64,8 +64,8 @@ pub struct NodeControl {
     pub sightings: Arc<Sightings>,
     /// Present where the CA is.
     pub inviter: Option<Inviter>,
-    /// The node's state.
-    pub phase: watch::Sender<Phase>,
+    /// Whether it takes requests.
+    pub presence: Arc<Presence>,
 }
 
 #[async_trait::async_trait]
@@ -79,6 +79,7 @@ impl Control for NodeControl {
         let own = snapshot.get(&me).map(|p| p.advert.addrs.iter());
         let addrs: Vec<SocketAddr> = own.into_iter().flatten().map(Addr::socket).collect();
         let catalog = self.registry.catalog();
+        let phase = self.presence.now();
         json!({
             "node": me,
             "name": self.identity.name,
@@ -86,7 +87,8 @@ impl Control for NodeControl {
             "role": credentials.role,
             "mesh": credentials.mesh.to_string(),
             "mesh_name": credentials.mesh_name,
-            "state": self.phase.borrow().state,
+            "state": phase.state,
+            "draining": phase.drain.as_ref().map(Draining::json),
             "epoch": self.identity.life.epoch(),
             "pid": std::process::id(),
             "uptime_s": self.started.elapsed().as_secs(),
@@ -204,17 +206,26 @@ impl Control for NodeControl {
         }))
     }
 
-    async fn drain(&self, deadline: Duration) -> Result<Value, ControlError> {
-        let drained = begin_drain(&self.phase, &self.service, deadline);
-        if !drained {
-            return Err(ControlError::conflict("this agent is leaving already"));
+    async fn drain(&self, drain: Drain) -> Result<Value, ControlError> {
+        let leaving = || ControlError::conflict("this agent is leaving already");
+        match drain {
+            Drain::Leave(deadline) if !self.presence.leave(Why::Asked, deadline) => {
+                return Err(leaving());
+            }
+            Drain::Pause(_) if self.presence.now().is_for_good() => return Err(leaving()),
+            Drain::Pause(long) => self.presence.pause(Why::Asked, Some(long)),
+            Drain::Stop if !self.presence.resume(Why::Asked) => {
+                return Err(ControlError::conflict(
+                    "nobody asked this agent to pause: there is nothing to stop",
+                ));
+            }
+            Drain::Leave(_) | Drain::Stop => {}
         }
-        self.events
-            .emit("draining", json!({ "deadline_ms": millis(deadline) }));
+        let phase = self.presence.now();
         Ok(json!({
-            "state": NodeState::Draining,
+            "state": phase.state,
+            "draining": phase.drain.as_ref().map(Draining::json),
             "active": self.service.active(),
-            "deadline_ms": millis(deadline),
         }))
     }
 
@@ -327,22 +338,6 @@ impl NodeControl {
     }
 }
 
-/// From now on nothing new is taken; false if that was so before.
-pub fn begin_drain(phase: &watch::Sender<Phase>, service: &Service, deadline: Duration) -> bool {
-    let began = phase.send_if_modified(|phase| {
-        let up = phase.state == NodeState::Up;
-        if up {
-            *phase = Phase {
-                state: NodeState::Draining,
-                until: Some(Instant::now() + deadline),
-            };
-        }
-        up
-    });
-    service.drain(deadline);
-    began
-}
-
 fn is_named(node: &NodeId, name: &str, wanted: &str) -> bool {
     name == wanted || (wanted.len() >= 4 && node.to_string().starts_with(&wanted.to_lowercase()))
 }
@@ -353,8 +348,4 @@ fn liveness(liveness: Liveness) -> &'static str {
         Liveness::Suspect => "suspect",
         Liveness::Down => "down",
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,8 +1,8 @@
 //! What serving needs of the mesh around it.
 
 use super::links::Met;
+use super::presence::Phase;
 use super::probe::Helper;
-use super::publish::Phase;
 use super::table::{Input, TableHandle};
 use super::verify::Verifier;
 use crate::serve::Hooks;

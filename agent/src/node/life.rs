@@ -5,6 +5,7 @@
 //! without a new one we would stay unheard even after the twin is gone.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
 use unamesh_proto::{NodeId, Wall};
 
 /// Who this node is, and since when. Shared.
@@ -14,13 +15,13 @@ pub struct Life {
     pub node: NodeId,
     /// When the process started.
     pub started: Wall,
+    epoch: watch::Sender<u64>,
     now: Mutex<Now>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Now {
-    epoch: u64,
-    /// Its begin.
+    /// The begin of the epoch.
     since: Wall,
     /// The highest epoch that others have used under our key.
     claimed: u64,
@@ -30,16 +31,26 @@ impl Life {
     /// The life of `node` that begins with `epoch`.
     pub fn new(node: NodeId, epoch: u64, started: Wall) -> Arc<Life> {
         let now = Mutex::new(Now {
-            epoch,
             since: started,
             claimed: 0,
         });
-        Arc::new(Life { node, started, now })
+        let epoch = watch::Sender::new(epoch);
+        Arc::new(Life {
+            node,
+            started,
+            epoch,
+            now,
+        })
     }
 
     /// The epoch of adverts from now on.
     pub fn epoch(&self) -> u64 {
-        self.lock().epoch
+        *self.epoch.borrow()
+    }
+
+    /// The epoch and those to come.
+    pub fn epochs(&self) -> watch::Receiver<u64> {
+        self.epoch.subscribe()
     }
 
     /// When that epoch began.
@@ -55,15 +66,15 @@ impl Life {
 
     /// Whether another agent's epoch is above ours, so that nobody listens to us.
     pub fn is_superseded(&self) -> bool {
-        let now = self.lock();
-        now.claimed >= now.epoch
+        self.lock().claimed >= self.epoch()
     }
 
     /// Begins an epoch above all that were used.
     pub fn renew(&self, wall: Wall) {
         let mut now = self.lock();
-        let above = now.epoch.max(now.claimed).saturating_add(1);
-        (now.epoch, now.since) = (wall.as_millis().max(above), wall);
+        let above = self.epoch().max(now.claimed).saturating_add(1);
+        now.since = wall;
+        self.epoch.send_replace(wall.as_millis().max(above));
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {

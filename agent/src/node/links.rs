@@ -32,8 +32,8 @@ use unamesh_proto::wire::{
 
 /// Exchanges at once: a push to a thousand peers goes out in waves.
 const MAX_EXCHANGES: usize = 64;
-/// How often a goodbye is said to each peer.
-const GOODBYES: usize = 3;
+/// How often a word that must not be missed (draining, goodbye) is said to each peer.
+const INSISTENCE: usize = 3;
 /// Who met this recently knows us already: both sides often dial each other at once.
 const JUST_MET: Duration = Duration::from_secs(1);
 
@@ -263,18 +263,28 @@ impl Links {
         }
     }
 
-    /// Says goodbye, with `word` in state `left`, to every peer that is not down, three times
-    /// and in parallel. Returns when all have acknowledged or were given the time to.
-    pub async fn goodbye(&self, word: &SignedAdvert) {
-        let peers = self.reachable();
-        join_all(peers.into_iter().map(|node| self.say_goodbye(node, word))).await;
+    /// As [`Links::insist`] with this node's newest word, in a task of its own.
+    pub fn insist_apart(self: &Arc<Self>) {
+        let links = Arc::clone(self);
+        let word = Arc::clone(&self.own.borrow());
+        self.tasks.spawn(async move {
+            let stop = links.stop.clone();
+            stop.run_until_cancelled(links.insist(&word)).await;
+        });
     }
 
-    async fn say_goodbye(&self, node: NodeId, word: &SignedAdvert) {
+    /// Says `word` (draining, or goodbye) to every peer that is not down, three times and in
+    /// parallel. Returns when all have acknowledged or were given the time to.
+    pub async fn insist(&self, word: &SignedAdvert) {
+        let peers = self.reachable();
+        join_all(peers.into_iter().map(|node| self.insist_to(node, word))).await;
+    }
+
+    async fn insist_to(&self, node: NodeId, word: &SignedAdvert) {
         let said = async {
             let connection = self.pool.connection(node).await?;
             let mut streams = Vec::new();
-            for _ in 0..GOODBYES {
+            for _ in 0..INSISTENCE {
                 let (mut writer, reader) =
                     framing::open(&connection, StreamKind::Exchange, word).await?;
                 writer.finish();
@@ -289,8 +299,8 @@ impl Links {
         };
         match tokio::time::timeout(PROBE_TIMEOUT, said).await {
             Ok(Ok(())) => {}
-            Ok(Err(reason)) => debug!(node = %node.short(), %reason, "goodbye not heard"),
-            Err(_) => debug!(node = %node.short(), "goodbye not heard in time"),
+            Ok(Err(reason)) => debug!(node = %node.short(), %reason, "a last word was not heard"),
+            Err(_) => debug!(node = %node.short(), "a last word was not heard in time"),
         }
     }
 

@@ -18,7 +18,8 @@
 //! - [`discovery`]: who may be where; [`links`]: adverts over connections; [`probe`]: second
 //!   opinions on silent peers, asked for and given.
 //! - [`publish`]: this node's own advert, from its first word to its goodbye; [`life`]: its
-//!   epochs.
+//!   epochs; [`presence`]: whether it takes requests, and why not; [`sleep`]: what it does
+//!   before and after the machine sleeps.
 //! - [`start`] opens what can fail, [`wiring`] connects the parts, [`background`] has the small
 //!   tasks.
 //! - [`hooks`], [`local`], [`control`]: the node as its service, its own client and its local
@@ -39,8 +40,10 @@ pub mod hooks;
 pub mod life;
 pub mod links;
 pub mod local;
+pub mod presence;
 pub mod probe;
 pub mod publish;
+mod sleep;
 mod start;
 pub mod table;
 mod tell;
@@ -58,11 +61,10 @@ use crate::engine::Engine;
 use crate::serve::Service;
 use crate::state::{AgentInfo, StateDir, StateLock};
 use control::NodeControl;
-use publish::Phase;
+use presence::{Presence, Why};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -70,7 +72,7 @@ use unamesh_client::client::MeshClient;
 use unamesh_client::pool::Pool;
 use unamesh_proto::NodeId;
 use unamesh_proto::timeouts::{PROBE_TIMEOUT, SHUTDOWN};
-use unamesh_proto::wire::{ErrorCode, NodeState};
+use unamesh_proto::wire::ErrorCode;
 
 /// How long the sockets may take to send what is left.
 const CLOSING: Duration = Duration::from_millis(200);
@@ -81,7 +83,7 @@ pub struct Agent {
     node: NodeId,
     client: MeshClient,
     control: Arc<NodeControl>,
-    phase: watch::Sender<Phase>,
+    presence: Arc<Presence>,
     service: Arc<Service>,
     pool: Arc<Pool>,
     endpoint: quinn::Endpoint,
@@ -147,8 +149,8 @@ impl Agent {
     /// Resolves when the agent was told to leave by its API (`unamesh drain`) and what it was
     /// doing has ended. [`Agent::shutdown`] is due then.
     pub async fn drained(&self) {
-        let mut phase = self.phase.subscribe();
-        if phase.wait_for(|p| p.state != NodeState::Up).await.is_ok() {
+        let mut phase = self.presence.phase();
+        if phase.wait_for(|p| p.is_for_good()).await.is_ok() {
             self.service.drained().await;
         }
     }
@@ -156,11 +158,8 @@ impl Agent {
     /// Leaves the mesh and ends. Running answers get `drain` to move to another agent or to
     /// end; then every peer is told, and every task is waited for ([`SHUTDOWN`] at most).
     pub async fn shutdown(self, drain: Duration) {
-        if self.service.active() > 0 {
-            info!(active = self.service.active(), ?drain, "draining");
-            control::begin_drain(&self.phase, &self.service, drain);
-            self.service.drained().await;
-        }
+        self.presence.leave(Why::Signal, drain);
+        self.service.drained().await;
         // From here on nobody chooses this node: its goodbye reaches every peer directly.
         self.leave.cancel();
         self.publisher.close();

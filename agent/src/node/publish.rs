@@ -16,6 +16,7 @@ use super::addrs;
 use super::findings::{Finding, Findings};
 use super::life::Life;
 use super::links::Links;
+use super::presence::{Draining, Phase};
 use super::table::TableHandle;
 use crate::engine::registry::Registry;
 use crate::serve::Service;
@@ -33,31 +34,11 @@ use unamesh_proto::advert::{shrink, sign};
 use unamesh_proto::timeouts::{ADVERT_DEBOUNCE, ADVERT_EVERY, ADVERT_EVERY_MAX};
 use unamesh_proto::wire::codec;
 use unamesh_proto::wire::{Addr, Advert, DecodeError, Hardware, NodeState, SignedAdvert};
-use unamesh_proto::{Mono, Wall};
 
-/// How often to look whether the machine's addresses have changed, or it slept.
+/// How often to look whether the machine's addresses have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// The wall clock ran ahead of the monotonic one by this: the machine was asleep.
-const SLEPT: Duration = Duration::from_secs(10);
 /// A node with a twin claims its place at most this often, so that two do not flap.
 const CLAIM_EVERY: Duration = Duration::from_secs(5);
-
-/// Where this node is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Phase {
-    /// As advertised.
-    pub state: NodeState,
-    /// While draining: when it leaves.
-    pub until: Option<Instant>,
-}
-
-impl Phase {
-    /// Takes requests.
-    pub const UP: Phase = Phase {
-        state: NodeState::Up,
-        until: None,
-    };
-}
 
 /// What does not change while the agent runs.
 pub struct Identity {
@@ -92,6 +73,8 @@ pub struct Publisher {
     identity: Arc<Identity>,
     sources: Sources,
     own: watch::Sender<Arc<SignedAdvert>>,
+    /// The state of the last word, once every peer has heard it or had the time to.
+    said: watch::Sender<NodeState>,
     last: Advert,
     seq: u64,
     findings: Findings,
@@ -128,12 +111,18 @@ impl Publisher {
                 identity,
                 sources,
                 own,
+                said: watch::Sender::new(last.state),
                 last,
                 seq: 0,
                 findings,
             },
             words,
         ))
+    }
+
+    /// The state that every peer has heard of, or had the time to.
+    pub fn said(&self) -> watch::Receiver<NodeState> {
+        self.said.subscribe()
     }
 
     /// Runs until `stop`; then says the last word ([`NodeState::Left`]) to everybody and
@@ -144,14 +133,16 @@ impl Publisher {
         let mut load = self.sources.service.load_changes();
         let mut hardware = self.sources.hardware.clone();
         let mut phase = self.sources.phase.clone();
+        let mut epoch = self.identity.life.epochs();
         // The first change (the engines answered) goes out at once.
         let mut said_at = Instant::now() - ADVERT_DEBOUNCE;
         let mut repeat = ADVERT_EVERY;
-        let mut clocks = Clocks::now();
+        let mut claimed = Instant::now();
         loop {
             let urgent = tokio::select! {
                 () = stop.cancelled() => break,
                 Ok(()) = phase.changed() => true,
+                Ok(()) = epoch.changed() => true,
                 Ok(()) = catalog.changed() => false,
                 Ok(()) = load.changed() => false,
                 Ok(()) = hardware.changed() => false,
@@ -166,7 +157,14 @@ impl Publisher {
                     () = tokio::time::sleep_until(said_at + ADVERT_DEBOUNCE) => {}
                 }
             }
-            self.renew_if_due(&mut clocks);
+            if phase.borrow_and_update().state == NodeState::Left {
+                // The machine sleeps. Nothing more of this epoch: it is buried.
+                if self.last.state != NodeState::Left {
+                    self.leave(&outlets).await;
+                }
+                continue;
+            }
+            self.claim_if_due(&mut claimed);
             let word = collect(&self.identity, &self.sources);
             let changed = !same(&word, &self.last);
             let due = said_at.elapsed() >= repeat;
@@ -185,16 +183,13 @@ impl Publisher {
         self.leave(&outlets).await;
     }
 
-    /// Begins a new epoch after a sleep (peers have buried the old one) or if a twin is heard in
-    /// our place.
-    fn renew_if_due(&self, clocks: &mut Clocks) {
+    /// Begins a new epoch if a twin is heard in our place.
+    fn claim_if_due(&self, claimed: &mut Instant) {
         let life = &self.identity.life;
-        let slept = clocks.slept();
-        let claim = life.is_superseded() && clocks.renewed.elapsed() >= CLAIM_EVERY;
-        if slept || claim {
+        if life.is_superseded() && claimed.elapsed() >= CLAIM_EVERY {
             life.renew(clock::wall());
-            clocks.renewed = Instant::now();
-            info!(epoch = life.epoch(), slept, "a new epoch");
+            *claimed = Instant::now();
+            info!(epoch = life.epoch(), "a new epoch");
         }
     }
 
@@ -207,7 +202,8 @@ impl Publisher {
         word.voices.clear();
         self.say(outlets, word, false);
         let last = Arc::clone(&self.own.borrow());
-        outlets.links.goodbye(&last).await;
+        outlets.links.insist(&last).await;
+        self.said.send_replace(NodeState::Left);
     }
 
     fn say(&mut self, outlets: &Outlets, mut word: Advert, direct: bool) {
@@ -244,34 +240,14 @@ impl Publisher {
         if !left {
             outlets.table.publish(self.last.clone(), signed);
         }
-        if direct {
-            outlets.links.push();
+        match self.last.state {
+            // Requests that are sent here from now on are sent in vain.
+            NodeState::Draining if direct => outlets.links.insist_apart(),
+            NodeState::Left => return,
+            _ if direct => outlets.links.push(),
+            _ => {}
         }
-    }
-}
-
-/// To notice that the machine slept: the wall clock goes on meanwhile, the monotonic stands.
-struct Clocks {
-    mono: Mono,
-    wall: Wall,
-    renewed: Instant,
-}
-
-impl Clocks {
-    fn now() -> Clocks {
-        Clocks {
-            mono: clock::mono(),
-            wall: clock::wall(),
-            renewed: Instant::now(),
-        }
-    }
-
-    fn slept(&mut self) -> bool {
-        let (mono, wall) = (clock::mono(), clock::wall());
-        let wall_ms = wall.as_millis().saturating_sub(self.wall.as_millis());
-        let ran = mono.since(self.mono);
-        (self.mono, self.wall) = (mono, wall);
-        Duration::from_millis(wall_ms) > ran + SLEPT
+        self.said.send_replace(self.last.state);
     }
 }
 
@@ -283,9 +259,7 @@ fn collect(identity: &Identity, sources: &Sources) -> Advert {
         (engine.busy, engine.queue, engine.slots) = (load.busy, load.queue, load.slots);
     }
     let phase = *sources.phase.borrow();
-    let left = phase
-        .until
-        .map(|at| at.saturating_duration_since(Instant::now()));
+    let left = phase.drain.as_ref().and_then(Draining::left);
     Advert {
         node: identity.life.node,
         name: identity.name.clone(),

@@ -6,10 +6,12 @@ use super::findings::{Finding, Findings};
 use super::life::Life;
 use super::wiring::Wiring;
 use crate::ca::{self, CA_DIR, Ca, CaError};
+use crate::capacity;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::engine::configured::{self, EntryError};
 use crate::engine::registry::Registry;
+use crate::power::{self, awake::keep_awake};
 use crate::serve::{ServeConfig, Service};
 use crate::state::{AdminToken, SpeedStore, StateDir, StateError, StateLock};
 use crate::swarm::SwarmError;
@@ -126,7 +128,13 @@ pub(super) async fn start(
         ..ServeConfig::default()
     };
     let service = Service::new(Arc::clone(&registry), limits, tasks.clone(), stop.clone());
-    let hardware = sample_hardware(&opened.findings, &tasks, &stop);
+    let sources = capacity::Sources::default();
+    let sysfs = sources.sysfs.clone();
+    let hardware = sample_hardware(sources, &opened.findings, &tasks, &stop);
+    let power = power::watch(&config.power, sysfs, hardware.clone(), &tasks, &stop);
+    if config.power.keep_awake {
+        tasks.spawn(keep_awake(service.active_changes(), stop.clone()));
+    }
     let wiring = Wiring {
         config,
         state,
@@ -137,7 +145,7 @@ pub(super) async fn start(
         stop,
         started,
     };
-    let agent = wiring.connect(opened)?;
+    let agent = wiring.connect(opened, power)?;
     drop(guard.disarm());
     Ok(agent)
 }

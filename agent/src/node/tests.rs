@@ -4,7 +4,7 @@ use super::test_support::{Member, Mesh};
 use super::*;
 use crate::config::Config;
 use crate::engine::{EngineError, EngineEvent, EngineInfo, EngineStream};
-use crate::gateway::{Control, InviteOptions};
+use crate::gateway::{Control, Drain, InviteOptions};
 use futures_util::StreamExt;
 use std::time::Instant;
 use unamesh_client::client::{ClientConfig, Event, Request};
@@ -17,8 +17,8 @@ use unamesh_proto::limits::MAX_PROBES_FOR_ONE;
 use unamesh_proto::table::{Liveness, Snapshot};
 use unamesh_proto::timeouts::{DOUBT_EVERY, TABLE_SUSPECT};
 use unamesh_proto::wire::{
-    Chunk, EngineKind, FinishReason, GenerateRequest, Health, ModelAdvert, ModelKind, ProbeFor,
-    ProbedFor, Reach, Residency, Role, Stats, StreamKind, Usage,
+    Chunk, EngineKind, FinishReason, GenerateRequest, Health, ModelAdvert, ModelKind, NodeState,
+    ProbeFor, ProbedFor, Reach, Residency, Role, Stats, StreamKind, Usage,
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -329,8 +329,16 @@ async fn drain_by_the_api_ends_in_a_goodbye() {
     let a = home.agent("a", &[]).await;
     let b = home.agent("b", &[a.quic()]).await;
     wait_for(&a, "a sees b", |s| serves(s, b.node())).await;
-    b.control().drain(SOON).await.unwrap();
-    assert!(b.control().drain(SOON).await.is_err(), "once is enough");
+    let control = b.control();
+    control.drain(Drain::Leave(SOON)).await.unwrap();
+    assert!(
+        control.drain(Drain::Leave(SOON)).await.is_err(),
+        "once is enough"
+    );
+    assert!(
+        control.drain(Drain::Pause(SOON)).await.is_err(),
+        "it leaves"
+    );
     wait_for(&a, "b drains", |s| {
         s.get(&b.node())
             .is_some_and(|p| p.advert.state == NodeState::Draining)

@@ -9,8 +9,10 @@ use super::findings::Finding;
 use super::hooks::NodeHooks;
 use super::links::{Links, Met};
 use super::local::AgentTransport;
+use super::presence::Presence;
 use super::probe::{Helper, Questions};
-use super::publish::{Identity, Outlets, Phase, Publisher, Sources, version};
+use super::publish::{Identity, Outlets, Publisher, Sources, version};
+use super::sleep::Sleeper;
 use super::start::{Opened, StartError};
 use super::table::{TableHandle, TableTask, table};
 use super::verify::{Twins, Verifier};
@@ -18,6 +20,7 @@ use crate::ca::{Ca, Inviter};
 use crate::config::Config;
 use crate::engine::registry::Registry;
 use crate::gateway::{self, GatewayState};
+use crate::power::PowerEvent;
 use crate::serve::Service;
 use crate::state::{AdminToken, AgentInfo, LastGood, StateDir, keep_learned};
 use crate::swarm::{Judge, Swarm};
@@ -33,7 +36,7 @@ use unamesh_client::client::MeshClient;
 use unamesh_client::mdns::Announcement;
 use unamesh_client::pool::{PathReport, Pool, QuicTransport};
 use unamesh_client::watch::load_seeds;
-use unamesh_proto::wire::{Advert, Hardware, SignedAdvert};
+use unamesh_proto::wire::{Advert, Hardware, NodeState, SignedAdvert};
 
 /// Reports of the pool that may wait for the table; a lost one is repeated by the next probe.
 const REPORTS: usize = 1024;
@@ -73,14 +76,19 @@ struct Mesh {
     swarm: Swarm,
     events: Events,
     sightings: Arc<Sightings>,
-    phase: watch::Sender<Phase>,
+    presence: Arc<Presence>,
 }
 
 impl Wiring {
     /// Starts everything of the mesh side; the sockets are open.
-    pub(super) fn connect(self, mut opened: Opened) -> Result<Agent, StartError> {
+    pub(super) fn connect(
+        self,
+        mut opened: Opened,
+        power: mpsc::Receiver<PowerEvent>,
+    ) -> Result<Agent, StartError> {
         let ca = opened.ca.take();
         let (mesh, publisher) = self.mesh(&opened)?;
+        self.attend(&mesh, &opened, publisher.said(), power);
         let leave = CancellationToken::new();
         let publishing = TaskTracker::new();
         let outlets = Outlets {
@@ -119,7 +127,7 @@ impl Wiring {
             node: opened.life.node,
             client,
             control,
-            phase: mesh.phase,
+            presence: mesh.presence,
             service: self.service,
             pool: mesh.pool,
             endpoint: opened.endpoint,
@@ -152,8 +160,8 @@ impl Wiring {
             &self.tasks,
             self.stop.clone(),
         )?;
-        let (phase, phases) = watch::channel(Phase::UP);
-        let (identity, publisher, own) = self.publisher(opened, phases, swarm.port())?;
+        let presence = Presence::new(Arc::clone(&self.service), events.clone());
+        let (identity, publisher, own) = self.publisher(opened, &presence, swarm.port())?;
         let met = Met::default();
         let (pool, reports) = self.pool(opened, &table);
         let links = Links::new(
@@ -176,7 +184,7 @@ impl Wiring {
             swarm,
             events,
             sightings: Arc::default(),
-            phase,
+            presence,
         };
         self.run_table(&mesh, table_task, (reports, gossip), twins);
         Ok((mesh, publisher))
@@ -185,7 +193,7 @@ impl Wiring {
     fn publisher(
         &self,
         opened: &Opened,
-        phase: watch::Receiver<Phase>,
+        presence: &Presence,
         swarm_port: u16,
     ) -> Result<(Arc<Identity>, Publisher, OwnWord), StartError> {
         let identity = Arc::new(Identity {
@@ -199,7 +207,7 @@ impl Wiring {
             registry: Arc::clone(&self.registry),
             service: Arc::clone(&self.service),
             hardware: self.hardware.clone(),
-            phase,
+            phase: presence.phase(),
             swarm_port,
         };
         let findings = opened.findings.clone();
@@ -246,6 +254,27 @@ impl Wiring {
         self.tasks.spawn(report_twins(twins, links, events, stop()));
     }
 
+    /// The tasks that bring the node away and back.
+    fn attend(
+        &self,
+        mesh: &Mesh,
+        opened: &Opened,
+        said: watch::Receiver<NodeState>,
+        power: mpsc::Receiver<PowerEvent>,
+    ) {
+        let sleeper = Sleeper {
+            presence: Arc::clone(&mesh.presence),
+            service: Arc::clone(&self.service),
+            life: Arc::clone(&opened.life),
+            pool: Arc::clone(&mesh.pool),
+            events: mesh.events.clone(),
+            said,
+        };
+        self.tasks.spawn(sleeper.run(power, self.stop.clone()));
+        let presence = Arc::clone(&mesh.presence);
+        self.tasks.spawn(presence.keep_time(self.stop.clone()));
+    }
+
     fn serve(&self, mesh: &Mesh, opened: &Opened) {
         let (registry, events) = (Arc::clone(&self.registry), mesh.events.clone());
         self.tasks
@@ -255,7 +284,7 @@ impl Wiring {
             verifier: Arc::clone(&mesh.verifier),
             own: mesh.own.clone(),
             met: mesh.met.clone(),
-            phase: mesh.phase.subscribe(),
+            phase: mesh.presence.phase(),
             helper: Helper::new(Arc::clone(&mesh.pool), mesh.table.snapshot()),
         });
         let service = Arc::clone(&self.service);
@@ -275,8 +304,13 @@ impl Wiring {
                 listen: opened.listen,
             };
             let notes = (opened.findings.clone(), Arc::clone(&mesh.sightings));
-            self.tasks
-                .spawn(speak_mdns(announcement, found, notes, leave.clone()));
+            self.tasks.spawn(speak_mdns(
+                announcement,
+                found,
+                notes,
+                opened.life.epochs(),
+                leave.clone(),
+            ));
         }
         // What the inviter named when this node joined: the way in where multicast is filtered.
         let mut seeds = self.config.mesh.seeds.clone();
@@ -335,7 +369,7 @@ impl Wiring {
             findings: opened.findings.clone(),
             sightings: Arc::clone(&mesh.sightings),
             inviter,
-            phase: mesh.phase.clone(),
+            presence: Arc::clone(&mesh.presence),
         })
     }
 

@@ -1,8 +1,8 @@
-//! How the end of this agent reaches its streams: first *draining* with a deadline, then
-//! *stopped*.
+//! How a planned leave of this agent reaches its streams: *draining* with a deadline, which can
+//! be taken back for those to come, and *stopped*.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -10,34 +10,50 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Whether this agent is leaving. Shared by all streams.
 pub(super) struct Leaving {
-    deadline: Mutex<Option<Instant>>,
-    draining: CancellationToken,
+    drain: Mutex<Drain>,
     stop: CancellationToken,
+}
+
+/// The present drain, or the next one.
+#[derive(Default)]
+struct Drain {
+    /// Absent: it has not begun.
+    deadline: Option<Instant>,
+    begun: CancellationToken,
 }
 
 impl Leaving {
     /// Not leaving; `stop` will say when it is over.
     pub fn new(stop: CancellationToken) -> Arc<Self> {
         Arc::new(Leaving {
-            deadline: Mutex::default(),
-            draining: CancellationToken::new(),
+            drain: Mutex::default(),
             stop,
         })
     }
 
-    /// From now on draining, for `long` at most; a later call can only shorten it.
+    /// From now on draining, for `long` at most; a later call sets a new deadline.
     pub fn drain(&self, long: Duration) {
-        let deadline = Instant::now() + long;
-        let mut current = self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
-        *current = Some(current.map_or(deadline, |before| before.min(deadline)));
-        drop(current);
-        self.draining.cancel();
+        let mut drain = self.lock();
+        drain.deadline = Some(Instant::now() + long);
+        drain.begun.cancel();
+    }
+
+    /// Not draining any more. Streams that were told move all the same.
+    pub fn resume(&self) {
+        let mut drain = self.lock();
+        if drain.deadline.is_some() {
+            *drain = Drain::default();
+        }
     }
 
     /// How much longer this agent stays, once it drains.
     pub fn left(&self) -> Option<Duration> {
-        let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = self.lock().deadline;
         deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Drain> {
+        self.drain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Resolves when it is over.
@@ -49,7 +65,7 @@ impl Leaving {
     pub fn watch(self: &Arc<Self>) -> Watcher {
         Watcher {
             leaving: Arc::clone(self),
-            draining: Some(Box::pin(self.draining.clone().cancelled_owned())),
+            draining: Some(Box::pin(self.lock().begun.clone().cancelled_owned())),
             stop: Box::pin(self.stop.clone().cancelled_owned()),
         }
     }

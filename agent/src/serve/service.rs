@@ -121,10 +121,20 @@ impl Service {
         *self.active.borrow()
     }
 
+    /// Generations that run or wait, whenever their number changes.
+    pub fn active_changes(&self) -> watch::Receiver<usize> {
+        self.active.subscribe()
+    }
+
     /// From now on refuses what is new and tells every running stream that this agent leaves
-    /// in `deadline` at most. A later call can only shorten it.
+    /// in `deadline` at most. A later call sets a new deadline; streams are told once.
     pub fn drain(&self, deadline: Duration) {
         self.leaving.drain(deadline);
+    }
+
+    /// Takes requests again. What has moved meanwhile does not come back.
+    pub fn resume(&self) {
+        self.leaving.resume();
     }
 
     /// Resolves when nothing runs any more, or the deadline of [`Service::drain`] has passed.

@@ -185,11 +185,11 @@ impl Entry {
         current
     }
 
-    /// Puts the connection away.
-    pub(super) fn close(&self) {
+    /// Puts the connection away, and tells the peer why.
+    pub(super) fn close(&self, why: &str) {
         self.state.send_modify(|state| {
             if let Some(connection) = state.live.take() {
-                connection.close(CLOSE_NORMAL, b"not in use");
+                connection.close(CLOSE_NORMAL, why.as_bytes());
             }
         });
     }

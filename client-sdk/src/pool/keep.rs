@@ -103,7 +103,7 @@ pub(super) fn sweep(pool: &Pool, wanted: &HashSet<NodeId>, now: Mono) {
         let keep =
             wanted.contains(node) || entry.is_dialing() || entry.unused(now) < timeouts::POOL_IDLE;
         if !keep {
-            entry.close();
+            entry.close("not in use");
         }
         keep
     });

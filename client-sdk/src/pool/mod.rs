@@ -293,6 +293,16 @@ impl Pool {
         }
     }
 
+    /// For a machine that was asleep: closes every connection, since its other end has given it
+    /// up or will soon, and has every kept peer dialed and probed at once, however long it has
+    /// been silent.
+    pub fn reconnect(&self) {
+        for entry in lock(&self.entries).values() {
+            entry.close("asleep meanwhile");
+            entry.wake.notify_one();
+        }
+    }
+
     fn entry(&self, node: NodeId) -> Arc<Entry> {
         lock(&self.entries)
             .entry(node)

@@ -1,9 +1,11 @@
 //! Deterministic stand-ins for parts that are slow, random or absent in a test.
 
 pub mod engine_double;
+pub mod fake_logind;
 pub mod path_double;
 pub mod script_engine;
 
 pub use engine_double::{EngineDouble, Failure, Script};
+pub use fake_logind::FakeLogind;
 pub use path_double::PathDouble;
 pub use script_engine::ScriptEngine;

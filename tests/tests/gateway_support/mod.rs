@@ -25,7 +25,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use unamesh_agent::gateway::source::{Event, PeerRef, Ranking, Request};
-use unamesh_agent::gateway::{self, Control, ControlError, GatewayState, Generate, InviteOptions};
+use unamesh_agent::gateway::{
+    self, Control, ControlError, Drain, GatewayState, Generate, InviteOptions,
+};
 use unamesh_agent::state::{AdminToken, StateDir};
 use unamesh_proto::table::{Liveness, Peer, Snapshot};
 use unamesh_proto::wire::{
@@ -155,8 +157,12 @@ impl Control for EchoControl {
         let seconds = invite.valid_for.as_secs();
         Ok(json!({"role": invite.role, "uses": invite.uses, "valid_for_s": seconds}))
     }
-    async fn drain(&self, deadline: Duration) -> Result<Value, ControlError> {
-        Ok(json!({"deadline_ms": deadline.as_millis() as u64}))
+    async fn drain(&self, drain: Drain) -> Result<Value, ControlError> {
+        Ok(match drain {
+            Drain::Leave(deadline) => json!({"deadline_ms": deadline.as_millis() as u64}),
+            Drain::Pause(long) => json!({"for_ms": long.as_millis() as u64}),
+            Drain::Stop => json!({"stop": true}),
+        })
     }
 }
 
