@@ -182,6 +182,29 @@ async fn draining_finishes_what_runs_and_takes_nothing_new() {
 }
 
 #[tokio::test]
+async fn a_pause_is_over_for_those_who_come_later() {
+    let (_mesh, double, server, _caller, connection) = narrow().await;
+    server.service.drain(Duration::from_secs(60));
+    let mut refused = generate(&connection, &request()).await;
+    assert_eq!(refused.refused().await, ErrorCode::Draining);
+    server.service.resume();
+    let mut taken = generate(&connection, &request()).await;
+    taken.accepted().await;
+    // The next drain reaches it as the first one would have.
+    server.service.drain(Duration::from_secs(60));
+    loop {
+        match taken.news().await {
+            GenFrame::Draining(_) => break,
+            GenFrame::Progress(_) => {}
+            other => panic!("expected Draining, got {other:?}"),
+        }
+    }
+    double.release();
+    taken.rest(0).await;
+    server.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_stop_ends_what_still_runs_with_a_reason() {
     let (_mesh, double, server, _caller, connection) = narrow().await;
     let mut running = generate(&connection, &request()).await;

@@ -179,6 +179,24 @@ fn amd_gpus_are_read_from_sysfs() {
 }
 
 #[test]
+fn the_hottest_sensor_of_the_processor_counts() {
+    let dir = tree(&[
+        ("class/hwmon/hwmon0/name", "nvme\n"),
+        ("class/hwmon/hwmon0/temp1_input", "99000\n"),
+        ("class/hwmon/hwmon1/name", "k10temp\n"),
+        ("class/hwmon/hwmon1/temp1_input", "61500\n"),
+        ("class/hwmon/hwmon1/temp1_max", "95000\n"),
+        ("class/hwmon/hwmon1/temp3_input", "rubbish\n"),
+        ("class/thermal/thermal_zone0/type", "acpitz\n"),
+        ("class/thermal/thermal_zone0/temp", "97000\n"),
+        ("class/thermal/thermal_zone1/type", "cpu-thermal\n"),
+        ("class/thermal/thermal_zone1/temp", "64999\n"),
+    ]);
+    assert_eq!(thermal::of_sysfs(dir.path()), Some(64));
+    assert_eq!(thermal::of_sysfs(&dir.path().join("none")), None);
+}
+
+#[test]
 fn unified_memory_is_shared_with_the_system() {
     let gpu = apple::gpu("Apple M3", 16_000_000_000, 9_000_000_000);
     assert_eq!(gpu.name, "Apple M3 GPU");

@@ -292,6 +292,30 @@ mod tests {
     }
 
     #[test]
+    fn a_leave_a_pause_and_its_end_exclude_each_other() {
+        let parse = |line: &str| {
+            let words = ["unamesh", "drain"]
+                .into_iter()
+                .chain(line.split_whitespace());
+            Cli::try_parse_from(words).map(|cli| match cli.command {
+                Command::Drain(args) => (args.deadline.as_secs(), args.pause, args.stop),
+                other => unreachable!("{other:?}"),
+            })
+        };
+        assert_eq!(parse("").unwrap(), (30, None, false));
+        let ten = Some(Duration::from_secs(600));
+        assert_eq!(parse("--for 10m").unwrap(), (30, ten, false));
+        assert_eq!(parse("--stop").unwrap(), (30, None, true));
+        for both in [
+            "--for 1m --stop",
+            "--for 1m --deadline 5s",
+            "--stop --deadline 5s",
+        ] {
+            assert!(parse(both).is_err(), "{both}");
+        }
+    }
+
+    #[test]
     fn times() {
         for (text, ms) in [
             ("500ms", 500),

@@ -123,12 +123,12 @@ impl Sleeper {
         // In this order: the new epoch's first word goes over new connections.
         self.pool.reconnect();
         self.life.renew(clock::wall());
-        self.presence.woke();
         let (epoch, slept_ms) = (self.life.epoch(), millis(slept));
         info!(slept_ms, noticed_by, epoch, "the machine woke: a new epoch");
         self.events.emit(
             "woke",
             json!({ "slept_ms": slept_ms, "noticed_by": noticed_by, "epoch": epoch }),
         );
+        self.presence.woke();
     }
 }

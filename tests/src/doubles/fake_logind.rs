@@ -5,13 +5,16 @@
 //! Needs `dbus-daemon` (Debian: `dbus`).
 
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
+/// A bus starts within this.
+const START: Duration = Duration::from_secs(10);
 const PATH: &str = "/org/freedesktop/login1";
 const MANAGER: &str = "org.freedesktop.login1.Manager";
 
@@ -48,8 +51,8 @@ impl FakeLogind {
             "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\" \
              \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\">\
              <busconfig><type>system</type><listen>unix:path={}</listen><auth>EXTERNAL</auth>\
-             <policy context=\"default\"><allow send_destination=\"*\"/><allow own=\"*\"/>\
-             </policy></busconfig>",
+             <policy context=\"default\"><allow send_destination=\"*\" eavesdrop=\"true\"/>\
+             <allow eavesdrop=\"true\"/><allow own=\"*\"/></policy></busconfig>",
             socket.display()
         );
         std::fs::write(&config, text).unwrap();
@@ -58,6 +61,7 @@ impl FakeLogind {
             .args(["--nofork", "--nopidfile", "--print-address"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
             .expect("no dbus-daemon here: apt-get install dbus");
@@ -72,9 +76,9 @@ impl FakeLogind {
         let bus = zbus::connection::Builder::address(address.as_str())
             .serve_at(PATH, manager)
             .name("org.freedesktop.login1")
-            .build()
-            .await
-            .unwrap();
+            .build();
+        let bus = timeout(START, bus).await.expect("the bus is silent");
+        let bus = bus.unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(note_releases(open, inhibitors.clone()));
         Self {
