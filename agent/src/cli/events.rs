@@ -57,8 +57,9 @@ fn style(event: &Value) -> Style {
     match event.at("event").text() {
         "interrupted" | "incomplete" | "cut_off" | "twin_key" | "peer_down" => BAD,
         "suspect" | "backup" | "attempt_failed" | "hedge_in_vain" | "lagged" | "peer_suspect"
-        | "peer_vouched" | "draining" => WARN,
-        "peer_changed" | "reattached" | "peer_joined" | "peer_back" | "online" => GOOD,
+        | "peer_vouched" | "draining" | "sleeping" => WARN,
+        "peer_changed" | "reattached" | "peer_joined" | "peer_back" | "online" | "returned"
+        | "woke" => GOOD,
         "breaker" if event.at("state").text() == "closed" => GOOD,
         "breaker" => WARN,
         _ => PLAIN,

@@ -3,7 +3,7 @@
 use super::discovery::Sightings;
 use super::events::Events;
 use super::findings::Findings;
-use super::presence::{Draining, Presence, Why};
+use super::presence::{Draining, Presence, Why, millis};
 use super::publish::{Identity, version};
 use super::table::TableHandle;
 use super::verify::Verifier;

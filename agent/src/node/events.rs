@@ -109,8 +109,20 @@ pub const EVENTS: &[(&str, &str, &str)] = &[
     ("invited", "role uses", "an invitation was opened"),
     (
         "draining",
-        "deadline_ms",
-        "this machine takes nothing new and leaves",
+        "why deadline_ms returns active",
+        "this machine takes nothing new (`why`: signal, sleep, asked, battery, hot); `returns`: for \
+         a while, else it leaves",
+    ),
+    ("returned", "", "it takes requests again"),
+    (
+        "sleeping",
+        "active",
+        "this machine is about to sleep; its answers move first",
+    ),
+    (
+        "woke",
+        "slept_ms noticed_by epoch",
+        "this machine was asleep (told by its system, or noticed by its clocks)",
     ),
     (
         "twin_key",
