@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
+use unamesh_proto::timeouts;
 use unamesh_tests::agent::program;
 use unamesh_tests::home::Watch;
 use unamesh_tests::http::Server;
@@ -34,9 +35,15 @@ const SLOTS: u16 = 32;
 const EVERY: Duration = Duration::from_secs(5);
 /// A client that got an error asks again after this.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Nothing that a client waits for may take longer: a stall that nobody has learned yet, and a
-/// backup after it.
-const BOUND: Duration = Duration::from_secs(3);
+/// Nothing that a client waits for may take longer. On a machine so busy that live peers seem
+/// silent the hedges are spent, and one that is dead is only found out by `SILENCE_GIVE_UP`;
+/// then another is dialed.
+const BOUND: Duration = timeouts::SILENCE_GIVE_UP.saturating_add(timeouts::DIAL);
+/// Of a hundred answers the slowest waits about so long: an engine's stall that nobody has
+/// learned yet, and the backup after it.
+const USUAL: Duration = timeouts::STALL_MIN.saturating_mul(2);
+/// A host that has just come back answers within this.
+const COMES_BACK: Duration = Duration::from_secs(3);
 /// The desk's cable is out for so long.
 const CUT_OFF: Duration = Duration::from_secs(3);
 /// So often both hosts are killed, one after the other.
@@ -257,7 +264,7 @@ async fn a_host_that_has_just_come_back_stands_in() {
             End::Done => Ok(()),
             other => Err(format!("{other:?}")),
         };
-        until("an answer", BOUND, answers).await;
+        until("an answer", COMES_BACK, answers).await;
         println!("round {round}: answered after {:.1?}", asked.elapsed());
         pair.cluster.agents[1].start().await;
         pair.cluster.met().await;
