@@ -178,6 +178,10 @@ async fn sixteen_clients_notice_no_fault() {
     assert_sound(&pair, &tally);
     assert!(tally.failed.is_empty(), "{:?}", tally.failed);
     assert!(tally.slowest() <= BOUND, "{:?}", tally.slowest());
+    for waits in [&tally.firsts, &tally.gaps] {
+        let usual = waits.percentile(0.99);
+        assert!(usual <= USUAL, "{usual:?}");
+    }
     assert!(
         hedges["wasted_share"].as_f64().unwrap() <= HEDGES,
         "{hedges}"
