@@ -4,6 +4,7 @@ use super::LocalError;
 use super::agent::{Agent, Place, Setup};
 use super::process::until;
 use super::relay::Relay;
+use serde_json::Value;
 use std::time::Duration;
 
 /// Agents know of each other and of their engines within this.
@@ -108,11 +109,15 @@ impl Mesh {
     /// It cannot.
     pub fn chooses(&self, model: &str, count: usize) -> Result<(), LocalError> {
         let what = format!("{count} agents can be chosen for {model}");
-        until(&what, MEET, || {
-            let ranked = self.agents.first().map(|first| first.ranked(model));
-            let ranked = ranked.transpose()?.unwrap_or_default();
-            Ok((ranked.len() == count).then_some(()))
-        })
+        let mut why = Value::Null;
+        let chosen = until(&what, MEET, || {
+            if let Some(first) = self.agents.first() {
+                why = first.api(&format!("why?model={model}"))?;
+            }
+            let ranked = why["ranked"].as_array().map_or(0, Vec::len);
+            Ok((ranked == count).then_some(()))
+        });
+        chosen.map_err(|e| LocalError::new(e, &why["rejected"]))
     }
 }
 

@@ -1,0 +1,138 @@
+//! The fire drill: on a mesh of its own, and on one that is there.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
+
+use serde_json::{Value, json};
+use std::time::Duration;
+use unamesh_tests::cluster::{Cluster, Generation, Setup, turn};
+use unamesh_tests::doubles::ScriptEngine;
+use unamesh_tests::doubles::script_engine::Script;
+use unamesh_tests::http::Net;
+
+const CASES: [&str; 5] = ["kill", "freeze", "cut", "hang", "drain"];
+
+#[tokio::test]
+async fn on_a_mesh_of_its_own_nothing_is_lost_and_the_report_has_its_shape() {
+    let _turn = turn().await;
+    let arguments = ["drill", "--local", "--trials", "2", "--json"];
+    let output = unamesh_tests::agent::run(&Net::Host, &arguments).await;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {errors}", output.status);
+    assert_eq!(errors, "", "with --json nothing but the report");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["trials"], 2);
+    assert_eq!(report["cases"].as_object().unwrap().len(), CASES.len());
+    for case in CASES {
+        let shown = &report["cases"][case];
+        for key in ["tokens_lost", "tokens_doubled", "failed"] {
+            assert_eq!(shown[key], 0, "{case} {key}: {shown}");
+        }
+        for key in ["p50", "p95", "max"] {
+            assert!(shown["gap_ms"][key].is_f64(), "{case} {key}: {shown}");
+        }
+        for key in ["p50", "p95"] {
+            assert!(shown["backup_ttft_ms"][key].is_f64(), "{case}: {shown}");
+            assert!(shown["mesh_share_ms"][key].is_f64(), "{case}: {shown}");
+        }
+        let seams = |kind: &str| shown["seams"][kind].as_u64().unwrap();
+        assert_eq!(seams("exact") + seams("continued"), 2, "{case}: {shown}");
+        assert_eq!(shown["identical"], 2, "{case}: {shown}");
+    }
+}
+
+/// A desk without an engine, and two machines in front of one engine each.
+async fn mesh(script: &Script) -> (Cluster, [ScriptEngine; 2]) {
+    let engines = [
+        ScriptEngine::start(script.clone()).await,
+        ScriptEngine::start(script.clone()).await,
+    ];
+    let cluster = Cluster::start(vec![
+        Setup::new("desk"),
+        Setup::new("laptop").engine(engines[0].addr),
+        Setup::new("tower").engine(engines[1].addr),
+    ])
+    .await;
+    cluster.chooses(0, &script.model, &[1, 2]).await;
+    (cluster, engines)
+}
+
+/// Asks the desk, and returns the whole text.
+async fn answer(cluster: &Cluster, script: &Script) -> String {
+    let mut generation = Generation::start(&cluster.agents[0], &script.model, "Count.").await;
+    let mut text = String::new();
+    while let Some(event) = generation.next().await {
+        assert_ne!(event["event"], "failed", "{event}");
+        text.push_str(event["text"].as_str().unwrap_or_default());
+    }
+    text
+}
+
+#[tokio::test]
+async fn on_the_real_mesh_it_takes_two_yeses_and_leaves_nothing_behind() {
+    let script = Script {
+        tokens: 60,
+        pace: Duration::from_millis(20),
+        ..Script::default()
+    };
+    let (mut cluster, _engines) = mesh(&script).await;
+    let whole = answer(&cluster, &script).await;
+
+    // Nobody can be asked here: it says what to type.
+    let refused = cluster.agents[0].run(&["drill"]).await.unwrap_err();
+    assert!(
+        refused.contains("laptop") && refused.contains("drill --yes"),
+        "{refused}"
+    );
+    // The owner of a machine has to allow it.
+    let ask = json!({"node": "laptop", "fault": "freeze", "for_ms": 500});
+    let gateway = cluster.agents[0].gateway();
+    let refused = gateway
+        .json("/unamesh/v1/drill", Some(&ask))
+        .await
+        .unwrap_err();
+    assert!(refused.contains("drill = true under [serve]"), "{refused}");
+    assert_eq!(answer(&cluster, &script).await, whole);
+
+    for index in [1, 2] {
+        let agent = &mut cluster.agents[index];
+        agent.terminate().await;
+        agent.set(&[("serve.drill", "true")]);
+        agent.start().await;
+    }
+    cluster.met().await;
+    cluster.chooses(0, &script.model, &[1, 2]).await;
+    // Only administrators may ask, and only for so long.
+    let of_laptop = json!({"node": "tower", "fault": "freeze", "for_ms": 500});
+    let gateway = cluster.agents[1].gateway();
+    let refused = gateway
+        .json("/unamesh/v1/drill", Some(&of_laptop))
+        .await
+        .unwrap_err();
+    assert!(refused.contains("role agent"), "{refused}");
+    let gateway = cluster.agents[0].gateway();
+    let long = json!({"node": "laptop", "fault": "freeze", "for_ms": 60_000});
+    let refused = gateway
+        .json("/unamesh/v1/drill", Some(&long))
+        .await
+        .unwrap_err();
+    assert!(refused.contains("10000 ms"), "{refused}");
+
+    let cases = CASES[..4].join(",");
+    let drill = ["drill", "--yes", "--trials", "1", "--case", &cases];
+    let report = cluster.agents[0].run(&drill).await.unwrap();
+    for case in &CASES[..4] {
+        let shown = &report["cases"][case];
+        assert_eq!(
+            (&shown["struck"], &shown["moved"]),
+            (&json!(1), &json!(1)),
+            "{case}: {shown}"
+        );
+        for key in ["tokens_lost", "tokens_doubled", "failed"] {
+            assert_eq!(shown[key], 0, "{case} {key}: {shown}");
+        }
+    }
+    // And then all is as before.
+    cluster.met().await;
+    cluster.chooses(0, &script.model, &[1, 2]).await;
+    assert_eq!(answer(&cluster, &script).await, whole);
+}
