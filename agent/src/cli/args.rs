@@ -229,7 +229,8 @@ pub struct DrillArgs {
     /// How often each case is played [default: 10; on the real mesh 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub trials: Option<u16>,
-    /// What happens to the machine that answers; all of it, if nothing is named
+    /// What happens to the machine that answers; if nothing is named all of it, on the real mesh
+    /// without drain
     #[arg(long = "case", value_name = "CASE", value_enum, value_delimiter = ',')]
     pub cases: Vec<Case>,
     /// Answers at the same time

@@ -3,8 +3,10 @@
 use super::case::Case;
 use super::trial::Trial;
 use crate::bench::stats::{Samples, ms, round};
-use crate::cli::output::{BAD, GOOD, Out, PLAIN, Table, WARN, cell};
+use crate::cli::output::{BAD, Cell, GOOD, Out, PLAIN, Table, WARN, cell};
+use anstyle::Style;
 use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
 
 /// The trials of one case.
 #[derive(Clone, Debug, PartialEq)]
@@ -161,47 +163,73 @@ impl DrillReport {
         (!found.is_empty()).then(|| found.join(", "))
     }
 
-    /// For people.
+    /// For people, in 80 columns.
     pub fn table(&self, out: &Out) -> String {
         let usual = self.usual();
         let mut table = Table::new(&[
-            "CASE", "GAP P50", "P95", "MAX", "BACKUP", "BEYOND", "LARGEST", "LOST", "DOUBLED",
-            "FAILED", "SEAMS",
+            "CASE", "GAP P50", "P95", "MAX", "BACKUP", "BEYOND", "LOST", "TWICE", "FAILED", "SEAMS",
         ])
-        .numbers(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        .numbers(&[1, 2, 3, 4, 5, 6, 7, 8]);
         for case in &self.cases {
-            let gap: Samples = case.heals().map(|heal| ms(heal.gap)).collect();
-            let ttft: Samples = case.heals().map(|heal| ms(heal.backup_ttft)).collect();
-            let seams = |kind: &str| case.heals().filter(|heal| heal.seam == kind).count();
-            let judged = match case.meets_bar(&usual) {
-                Some(true) => GOOD,
-                Some(false) => WARN,
-                None => PLAIN,
-            };
-            let by_bar = |ours: bool| if ours { judged } else { PLAIN };
-            let has_bar = case.case.bar_ms().is_some();
-            let count = |n: usize| cell(n.to_string(), if n == 0 { GOOD } else { BAD });
-            table.row(vec![
-                case.case.name().into(),
-                shown(gap.median()).into(),
-                shown(gap.percentile(0.95)).into(),
-                shown(gap.percentile(1.0)).into(),
-                shown(ttft.percentile(0.95)).into(),
-                cell(shown(case.beyond().percentile(0.95)), by_bar(has_bar)),
-                cell(shown(case.largest().percentile(0.95)), by_bar(!has_bar)),
-                count(case.lost()),
-                count(case.doubled()),
-                count(case.failed()),
-                format!("{} exact, {} continued", seams("exact"), seams("continued")).into(),
-            ]);
+            table.row(case.row(&usual));
         }
-        let trials = self.trials;
-        format!(
-            "{}{trials} trials a case, times in ms. BACKUP: its first token, p95; BEYOND: the gap \
-             without it, p95; LARGEST gap between tokens, p95 (usually {}).\n",
-            table.render(out),
-            shown(usual.percentile(0.99)),
-        )
+        let mut text = table.render(out);
+        let _ = writeln!(
+            text,
+            "{} trials a case, times in ms. BACKUP: its first token, p95; BEYOND: the gap without \
+             it, p95.",
+            self.trials
+        );
+        for drain in self.cases.iter().filter(|c| c.case == Case::Drain) {
+            let style = drain.style(&usual);
+            let _ = writeln!(
+                text,
+                "Drained: {style}{}{style:#} between two tokens at most (p95); {} is usual (p99).",
+                shown(drain.largest().percentile(0.95)),
+                shown(usual.percentile(0.99)),
+            );
+        }
+        text
+    }
+}
+
+impl CaseReport {
+    /// Whether the bar is met, as a colour.
+    fn style(&self, usual: &Samples) -> Style {
+        match self.meets_bar(usual) {
+            Some(true) => GOOD,
+            Some(false) => WARN,
+            None => PLAIN,
+        }
+    }
+
+    fn row(&self, usual: &Samples) -> Vec<Cell> {
+        let gap: Samples = self.heals().map(|heal| ms(heal.gap)).collect();
+        let ttft: Samples = self.heals().map(|heal| ms(heal.backup_ttft)).collect();
+        let beyond = match self.case.bar_ms() {
+            Some(_) => cell(shown(self.beyond().percentile(0.95)), self.style(usual)),
+            // It may have started while the other still went on.
+            None => "-".into(),
+        };
+        let seams: Vec<String> = ["exact", "continued"]
+            .iter()
+            .map(|kind| (self.heals().filter(|heal| heal.seam == *kind).count(), kind))
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, kind)| format!("{count} {kind}"))
+            .collect();
+        let count = |n: usize| cell(n.to_string(), if n == 0 { GOOD } else { BAD });
+        vec![
+            self.case.name().into(),
+            shown(gap.median()).into(),
+            shown(gap.percentile(0.95)).into(),
+            shown(gap.percentile(1.0)).into(),
+            shown(ttft.percentile(0.95)).into(),
+            beyond,
+            count(self.lost()),
+            count(self.doubled()),
+            count(self.failed()),
+            seams.join(", ").into(),
+        ]
     }
 }
 
