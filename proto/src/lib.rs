@@ -15,6 +15,7 @@
 //! - [`breaker`]: which engines failed lately.
 //! - [`stalls`]: how long an engine takes, so that one that hangs is told from one that works.
 //! - [`hedge`]: how many backups may run on suspicion.
+//! - [`stops`]: stop sequences, over every seam.
 //! - [`journal`]: what a serving agent keeps so that a client can reattach.
 //! - [`speech`]: a microphone's frames as datagrams, and text cut for a speech engine.
 //! - [`jitter`]: a microphone's frames at their receiver.
@@ -36,6 +37,7 @@ pub mod session;
 pub mod sim;
 pub mod speech;
 pub mod stalls;
+pub mod stops;
 pub mod table;
 #[cfg(any(test, feature = "sim"))]
 pub mod testing;

@@ -68,6 +68,8 @@ pub const MAX_JOURNAL_BYTES: usize = 1024 * 1024;
 pub const MAX_JOURNALS_BYTES: usize = 64 * 1024 * 1024;
 /// Stop sequences of one request (OpenAI allows 4, llama.cpp more).
 pub const MAX_STOPS: usize = 16;
+/// Bytes of one stop sequence: what an agent may have to hold back of an answer.
+pub const MAX_STOP_BYTES: usize = 1024;
 /// Streams that one peer may hold open on a connection.
 pub const MAX_STREAMS_PER_PEER: u32 = 1024;
 /// Connections that one peer (one certificate) may hold.

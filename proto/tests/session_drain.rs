@@ -39,6 +39,7 @@ fn scenario(seed: u64, drain: bool) -> Scenario {
         seed: seed | WHOLE,
         nodes,
         frames: 600,
+        stop: Vec::new(),
         deterministic: seed.is_multiple_of(2),
         spliceable: true,
         cancel_at: None,

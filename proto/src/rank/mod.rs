@@ -167,6 +167,12 @@ pub fn rank(snapshot: &Snapshot, need: &Need<'_>, now: Mono) -> Ranking {
     }
 }
 
+/// Whether two names mean one model: Ollama's `:latest` may be left out.
+pub fn same_name(a: &str, b: &str) -> bool {
+    let bare = |name: &str| name.strip_suffix(LATEST).unwrap_or(name).len();
+    bare(a) == bare(b) && a[..bare(a)] == b[..bare(b)]
+}
+
 /// Tier, microseconds and index in one number, in the order in which candidates are ranked.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key(u64);

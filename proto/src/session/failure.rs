@@ -78,7 +78,13 @@ impl Session {
         let was_current = self.current == Some(id);
         self.drop_attempt(id);
         if was_current {
-            self.record_loss(candidate.node, digest.clone(), Reason::Lost);
+            self.record_loss(Loss {
+                from: candidate.node,
+                digest: digest.clone(),
+                model: candidate.model.clone(),
+                reason: Reason::Lost,
+                last_token: self.last_token,
+            });
         }
         let mut attempt = self.attempt(candidate, have as usize, now);
         attempt.attach = true;
@@ -103,7 +109,7 @@ impl Session {
         }
         let Some(failed) = self.find(id) else { return };
         let (node, engine) = (failed.node(), failed.candidate.engine);
-        let digest = failed.digest.clone();
+        let (digest, model) = (failed.digest.clone(), failed.candidate.model.clone());
         let was_hedge = failed.hedge;
         if !matches!(&reason, Reason::Refused(code) if !code.is_failure()) {
             let now = self.now;
@@ -119,7 +125,13 @@ impl Session {
             self.hedge_was_right();
         }
         if self.current == Some(id) {
-            self.record_loss(node, digest, reason.clone());
+            self.record_loss(Loss {
+                from: node,
+                digest,
+                model,
+                reason: reason.clone(),
+                last_token: self.last_token,
+            });
             self.current = None;
             self.producer_gone(self.now);
         } else {
@@ -140,7 +152,7 @@ impl Session {
             self.effects
                 .push_back(Effect::Note(Note::HedgeInVain { node }));
         }
-        if !self.delivered.is_empty() && !self.config.spliceable {
+        if !self.may_go_on() {
             return self.end(Output::Failed(Failure::Incomplete { reason }));
         }
         self.rank();
@@ -163,20 +175,15 @@ impl Session {
         &mut self.tried[at]
     }
 
-    pub(super) fn record_loss(&mut self, from: NodeId, digest: String, reason: Reason) {
-        let last_token = self.last_token;
-        self.loss.get_or_insert(Loss {
-            from,
-            digest,
-            reason,
-            last_token,
-        });
+    pub(super) fn record_loss(&mut self, loss: Loss) {
+        self.loss.get_or_insert(loss);
     }
 
     pub(super) fn loss_of(&self, attempt: &Attempt) -> Loss {
         Loss {
             from: attempt.node(),
             digest: attempt.digest.clone(),
+            model: attempt.candidate.model.clone(),
             reason: attempt.trouble(),
             last_token: self.last_token,
         }

@@ -6,6 +6,7 @@ use super::machine::Session;
 use super::{Effect, Note, Output, Reason, Seam};
 use crate::ids::NodeId;
 use crate::limits::MAX_TOKENS;
+use crate::rank::same_name;
 use crate::time::Mono;
 use crate::wire::{Done, GenFrame, Token};
 
@@ -126,6 +127,7 @@ impl Session {
         for (chunk, extra) in std::mem::replace(&mut self.held, rest) {
             let index = u32::try_from(self.delivered.len()).unwrap_or(u32::MAX);
             let (text, tokens) = (chunk.text.clone(), chunk.tokens);
+            self.half_made = text.is_empty() && !extra.is_empty();
             self.delivered.push(chunk);
             self.emit(Output::Token {
                 index,
@@ -159,11 +161,17 @@ impl Session {
         }
         let Some(lost) = lost else { return };
         let same = attempt.digest == lost.digest && !attempt.digest.is_empty();
-        let exact = attempt.attach || self.delivered.is_empty() || (attempt.exact && same);
+        let seam = if attempt.attach || self.delivered.is_empty() || (attempt.exact && same) {
+            Seam::Exact
+        } else if same || same_name(&attempt.candidate.model, &lost.model) {
+            Seam::Continued
+        } else {
+            Seam::OtherModel
+        };
         let change = Output::PeerChanged {
             from: lost.from,
             to,
-            seam: if exact { Seam::Exact } else { Seam::Continued },
+            seam,
             gap: now.since(lost.last_token),
             backup_ttft: now.since(attempt.opened),
             reason: lost.reason,

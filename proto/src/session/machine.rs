@@ -37,6 +37,7 @@ pub(super) struct Tried {
 pub(super) struct Loss {
     pub(super) from: NodeId,
     pub(super) digest: String,
+    pub(super) model: String,
     pub(super) reason: Reason,
     pub(super) last_token: Mono,
 }
@@ -50,6 +51,8 @@ pub struct Session {
     pub(super) current: Option<AttemptId>,
     pub(super) next_id: u32,
     pub(super) delivered: Vec<Chunk>,
+    /// The last of it has no text: what it began is in no prefix.
+    pub(super) half_made: bool,
     /// Received from `current` but not yet emitted: text-less chunks, and everything while the
     /// producer hands over. Each with its `extra`.
     pub(super) held: Vec<(Chunk, String)>,
@@ -89,6 +92,7 @@ impl Session {
             current: None,
             next_id: 0,
             delivered: Vec::new(),
+            half_made: false,
             held: Vec::new(),
             handover: Handover::default(),
             fresh: Fresh::default(),
@@ -189,8 +193,12 @@ impl Session {
 
     /// A suspect goes on alone, and a backup would be of use.
     pub(super) fn wants_backup(&self) -> bool {
-        let may_splice = self.config.spliceable || self.delivered.is_empty();
-        may_splice && matches!(self.attempts.as_slice(), [only] if only.needs_backup())
+        self.may_go_on() && matches!(self.attempts.as_slice(), [only] if only.needs_backup())
+    }
+
+    /// Another engine may go on after what was delivered.
+    pub(super) fn may_go_on(&self) -> bool {
+        self.delivered.is_empty() || (self.config.spliceable && !self.half_made)
     }
 
     /// The terminal event has been emitted.

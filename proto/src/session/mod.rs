@@ -27,9 +27,12 @@
 //!   its overlap equals what was delivered, and is otherwise asked again (`handover.rs`).
 //! - A chunk without text (half a character, half a stop sequence) is held until text follows,
 //!   and dropped at a seam: the next engine makes it again. So a stop sequence or a character
-//!   that straddles the seam is neither cut nor doubled.
+//!   that straddles the seam is neither cut nor doubled. (Text that may begin a stop sequence
+//!   is held by the agent, see [`crate::stops`].)
 //! - A silent attempt is also asked for over another connection to the same peer: it is one
 //!   generation with one numbering, whichever path its tokens take (`fresh.rs`).
+//! - A piece without text but with other fields (reasoning, half a tool call) is in no prefix:
+//!   an answer that breaks off after one ends as `Incomplete`.
 //! - The end is checked too: a `Done` whose frame count is not what arrived is a failure.
 //!
 //! Every transition starts in the one `match` of [`Session::handle`] (`machine.rs`); what it
@@ -158,8 +161,22 @@ pub enum How {
 pub enum Seam {
     /// The same generation, or the same weights with the prefix replayed as token ids.
     Exact,
-    /// The same model by name, the prefix replayed as text.
+    /// The same model by name, the prefix replayed as text; or one whose weights are not known
+    /// to be the same.
     Continued,
+    /// A model of another name, which the caller allowed.
+    OtherModel,
+}
+
+impl Seam {
+    /// As it stands in JSON, headers and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Seam::Exact => "exact",
+            Seam::Continued => "continued",
+            Seam::OtherModel => "other_model",
+        }
+    }
 }
 
 /// What the caller gets. Exactly one of `Done` and `Failed` comes, last.
@@ -236,7 +253,8 @@ pub enum Failure {
         /// The last reason.
         reason: Reason,
     },
-    /// Broken off, and it must not be spliced (structured output, tool calls).
+    /// Broken off, and it must not be spliced (structured output, tool calls) or cannot be
+    /// (within its reasoning).
     Incomplete {
         /// The last reason.
         reason: Reason,

@@ -3,6 +3,7 @@
 use super::{Event, Fault, Generation, World, chunk, text};
 use crate::ids::GenerationId;
 use crate::session::{AttemptId, Closed, How};
+use crate::stops::Stops;
 use crate::time::Mono;
 use crate::timeouts::{GRACE, IDLE, PROGRESS_EVERY};
 use crate::wire::{
@@ -10,6 +11,7 @@ use crate::wire::{
     WireError,
 };
 use rand::Rng;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 impl World<'_> {
@@ -48,10 +50,18 @@ impl World<'_> {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&key.to_le_bytes());
         let base = u32::try_from(prefix.len()).unwrap_or(u32::MAX);
+        // A piece without ids was cut before a stop sequence: its token is made again, and what
+        // it still has comes first.
+        let cut = prefix.last().filter(|c| c.ids.is_empty());
+        let stop = self.scenario.stop.as_slice();
         let generation = Generation {
             id: GenerationId(bytes),
             base,
-            next: base,
+            made: base - u32::from(cut.is_some()),
+            cut: cut.map_or(0, |c| c.text.len()),
+            skipped: 0,
+            frames: Vec::new(),
+            stops: Stops::new(stop, &prefix),
             attempt: Some(attempt),
             detached_at: None,
             done: false,
@@ -95,14 +105,16 @@ impl World<'_> {
             .generations
             .iter_mut()
             .find(|(_, g)| g.id == id);
-        let Some((key, generation)) = found.filter(|(_, g)| have >= g.base && have <= g.next)
+        let Some((key, generation)) = found.filter(|(_, g)| have >= g.base && have <= g.next())
         else {
             let error = WireError::new(ErrorCode::UnknownGeneration, "gone");
             return self.send(node, attempt, GenFrame::Error(error));
         };
         let superseded = generation.attempt.replace(attempt);
         generation.detached_at = None;
-        let (key, next, done) = (*key, generation.next, generation.done);
+        let (key, next, done) = (*key, generation.next(), generation.done);
+        let later = |t: &&Token| t.index >= have;
+        let missing: Vec<Token> = generation.frames.iter().filter(later).cloned().collect();
         if let Some(old) = superseded.filter(|old| *old != attempt)
             && self.passes(old).is_some()
         {
@@ -110,9 +122,8 @@ impl World<'_> {
             let lost = Closed::Lost("superseded".into());
             self.at_time(at, Event::CloseAtClient(old, lost));
         }
-        for index in have..next {
-            let frame = self.token(node, index);
-            self.send(node, attempt, frame);
+        for token in missing {
+            self.send(node, attempt, GenFrame::Token(token));
         }
         if done {
             self.send_done(node, attempt, next);
@@ -120,18 +131,14 @@ impl World<'_> {
         self.at(PROGRESS_EVERY, Event::Beat(node, key));
     }
 
-    pub(super) fn token(&self, node: usize, index: u32) -> GenFrame {
+    pub(super) fn token(&self, node: usize, index: u32) -> Chunk {
         let seed = self.scenario.seed;
         let seed = if self.scenario.deterministic {
             seed
         } else {
             seed + 1 + node as u64
         };
-        GenFrame::Token(Token {
-            index,
-            chunk: chunk(text(seed, index), index),
-            extra: String::new(),
-        })
+        chunk(text(seed, index), index)
     }
 
     /// The engine makes its next token.
@@ -167,35 +174,53 @@ impl World<'_> {
                 return self.at_time(at, Event::CloseAtClient(attempt, Closed::Ended));
             }
             // Behind the last token there is nothing to skip.
-            (Some(Fault::SkipsToken), _) if generation.next < frames => generation.next += 1,
+            (Some(Fault::SkipsToken), _) if generation.made < frames => {
+                generation.made += 1;
+                generation.skipped += 1;
+            }
             _ => {}
         }
+        let made = generation.made;
+        let token = (made < frames).then(|| self.token(node, made));
         let Some(generation) = self.agents[node].generations.get_mut(&key) else {
             return;
         };
-        let index = generation.next;
-        if index >= frames {
-            generation.done = true;
-            if let Some(attempt) = attempt {
-                self.send_done(node, attempt, index);
-            }
-            return;
-        }
-        generation.next += 1;
-        generation.last_sent = now;
         let read = std::mem::take(&mut generation.prefix);
-        if let GenFrame::Token(made) = self.token(node, index) {
+        let mut out = VecDeque::new();
+        match token.clone() {
+            Some(mut chunk) => {
+                generation.made += 1;
+                chunk.text.drain(..std::mem::take(&mut generation.cut));
+                generation.done = generation.stops.push(chunk, String::new(), &mut out);
+            }
+            None => {
+                generation.stops.end(&mut out);
+                generation.done = true;
+            }
+        }
+        let fresh = generation.keep(out);
+        if !fresh.is_empty() {
+            generation.last_sent = now;
+        }
+        let (next, done) = (generation.next(), generation.done);
+        if let Some(made) = token {
             let cache = &mut self.agents[node].cache;
             let first = cache.is_none() || !read.is_empty();
             let mut known = if first { Some(read) } else { cache.take() };
-            known.get_or_insert_default().push(made.chunk);
+            known.get_or_insert_default().push(made);
             *cache = known;
         }
         if let Some(attempt) = attempt {
-            let frame = self.token(node, index);
-            self.send(node, attempt, frame);
+            for token in fresh {
+                self.send(node, attempt, GenFrame::Token(token));
+            }
+            if done {
+                self.send_done(node, attempt, next);
+            }
         }
-        self.at(itl, Event::Step(node, key));
+        if !done {
+            self.at(itl, Event::Step(node, key));
+        }
     }
 
     pub(super) fn send_done(&mut self, node: usize, attempt: AttemptId, frames: u32) {

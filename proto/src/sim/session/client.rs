@@ -1,6 +1,6 @@
 //! The client's side: the real session, and the rules that its outputs must keep.
 
-use super::{Agent, Event, World, chunk, id_of, terminal};
+use super::{Agent, Event, World, begins, chunk, id_of, terminal};
 use crate::ids::NodeId;
 use crate::rank::{Candidate, Cost};
 use crate::session::{AttemptId, Closed, Effect, How, Input, Note, Output};
@@ -83,7 +83,7 @@ impl World<'_> {
         let node = usize::from(node.0[0]);
         if let How::Generate(prefix) = &how {
             // In a handover it is what was delivered and what surely will be.
-            if !prefix.starts_with(&self.delivered) {
+            if !begins(prefix, &self.delivered) {
                 self.violate(format!(
                     "the prefix for {attempt:?} is not what was delivered"
                 ));
@@ -161,7 +161,7 @@ impl World<'_> {
         }
         if let Output::PeerChanged { to, .. } = &output
             && let Some(prefix) = self.prefixes.get(&usize::from(to.0[0]))
-            && !self.delivered.starts_with(prefix)
+            && !begins(&self.delivered, prefix)
         {
             self.violate(format!("{to:?} goes on after something else"));
         }

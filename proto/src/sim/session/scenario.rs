@@ -1,5 +1,6 @@
 //! What a run is drawn from.
 
+use super::text;
 use crate::limits::HEDGE_BURST;
 use crate::stalls::Bounds;
 use rand::{Rng, SeedableRng};
@@ -58,6 +59,8 @@ pub struct Scenario {
     pub nodes: Vec<Node>,
     /// Frames of the whole answer.
     pub frames: u32,
+    /// Stop sequences of the request.
+    pub stop: Vec<String>,
     /// All engines make the same text (temperature 0, same weights).
     pub deterministic: bool,
     /// May the answer be spliced.
@@ -106,10 +109,11 @@ impl Scenario {
             let node = rng.random_range(0..faulty);
             nodes[node].faults.push((at, fault));
         }
-        Scenario {
+        let mut scenario = Scenario {
             seed,
             nodes,
             frames: rng.random_range(1..=60),
+            stop: Vec::new(),
             deterministic: rng.random_bool(0.7),
             spliceable: rng.random_bool(0.9),
             cancel_at: rng.random_bool(0.05).then(|| ms(&mut rng, 0, 800)),
@@ -118,6 +122,25 @@ impl Scenario {
                 first: rng.random_bool(0.5).then(|| ms(&mut rng, 10, 1200)),
                 gap: rng.random_bool(0.5).then(|| ms(&mut rng, 5, 1200)),
             },
+        };
+        // A piece of the text over two or three tokens, and one that never comes whole.
+        let whole = scenario.answer();
+        if rng.random_bool(0.4) && whole.len() > 12 {
+            let at = rng.random_range(0..whole.len() - 10);
+            let stop = &whole[at..at + rng.random_range(2..10)];
+            scenario.stop = vec![stop.to_owned(), format!("{stop}#")];
         }
+        scenario
+    }
+
+    /// What an uninterrupted run of engines that all make the same text delivers.
+    pub fn answer(&self) -> String {
+        let whole: String = (0..self.frames).map(|i| text(self.seed, i)).collect();
+        let stops = self
+            .stop
+            .iter()
+            .filter_map(|stop| whole.find(stop.as_str()));
+        let end = stops.min().unwrap_or(whole.len());
+        whole[..end].to_owned()
     }
 }
