@@ -56,6 +56,8 @@ pub struct Request {
     pub prompt_tokens: u32,
     /// Another engine may continue a broken answer. False for structured output and tools.
     pub spliceable: bool,
+    /// If nobody with the same model can continue it, a model of another name may.
+    pub other_model: bool,
 }
 
 impl Request {
@@ -70,6 +72,7 @@ impl Request {
             session: 0,
             prompt_tokens: 0,
             spliceable: true,
+            other_model: false,
         }
     }
 

@@ -135,7 +135,13 @@ impl Generation {
         need.prompt_tokens = need.prompt_tokens.saturating_add(self.tokens);
         need.digest = self.session.digest();
         need.needs_token_ids = self.tokens > 0;
-        self.shared.rank(&need, clock::mono()).ranked
+        let mut ranked = self.shared.rank(&need, clock::mono()).ranked;
+        // Beside an attempt that may recover, another model would be a change for nothing.
+        let broken = !self.session.delivered().is_empty() && self.links.is_empty();
+        if self.request.other_model && broken {
+            ranked.extend(self.shared.others(&need, clock::mono()));
+        }
+        ranked
     }
 
     fn request(&self, engine: u16, model: String, how: How) -> Open {

@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, watch};
 use unamesh_proto::breaker::{Breakers, Standing};
 use unamesh_proto::hedge::{Counts, Hedges};
 use unamesh_proto::learned::Learned;
-use unamesh_proto::rank::{Need, Ranking, near_names, rank};
+use unamesh_proto::rank::{Candidate, Need, Ranking, near_names, rank, same_name};
 use unamesh_proto::session::{Config, Note, Silence};
 use unamesh_proto::stalls::Stalls;
 use unamesh_proto::table::Snapshot;
@@ -271,6 +271,22 @@ impl Shared {
         memory.breakers.order(&mut ranking.ranked, now);
         memory.stalls.fill(&mut ranking.ranked, need.prompt_tokens);
         ranking
+    }
+
+    /// The peers that could go on with a model of another name, the nearest names first.
+    pub fn others(&self, need: &Need<'_>, now: Mono) -> Vec<Candidate> {
+        let snapshot = self.table.borrow().clone();
+        let near = near_names(&snapshot, need.model);
+        let others = near.iter().filter(|(name, _)| !same_name(name, need.model));
+        let ranked = others.flat_map(|(name, _)| {
+            let other = Need {
+                model: name,
+                digest: None,
+                ..*need
+            };
+            self.rank(&other, now).ranked
+        });
+        ranked.collect()
     }
 
     pub fn nobody_has(&self, request: &Request) -> ClientError {

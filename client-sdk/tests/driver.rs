@@ -387,3 +387,58 @@ async fn an_estimate_beyond_the_context_is_left_to_the_engine() {
     let (node, ..) = home.opened.try_recv().expect("somebody is asked");
     assert_eq!(node, id(1));
 }
+
+/// Nobody with the same model is left: another one goes on if the caller allowed it.
+#[tokio::test(start_paused = true)]
+async fn another_model_goes_on_only_if_allowed() {
+    for allowed in [false, true] {
+        let mut home = home();
+        let mut table = snapshot(NodeState::Up);
+        let mut third = Peer::clone(&table.peers[1]);
+        let mut advert = Advert::clone(&third.advert);
+        advert.node = id(3);
+        advert.models[0].name = "mx".into();
+        advert.models[0].digest = "x".into();
+        third.advert = Arc::new(advert);
+        table.peers.push(Arc::new(third));
+        home.table.send_replace(Arc::new(table));
+
+        let request = Request {
+            other_model: allowed,
+            ..Request::chat("m", "[]")
+        };
+        let mut generation = home.client.generate(request);
+        let (_, _, frames) = home.opened.recv().await.unwrap();
+        frames.send(accepted()).unwrap();
+        frames.send(token(0, "one ")).unwrap();
+        drop(frames);
+        next(&mut generation).await;
+        next(&mut generation).await;
+        // The second one with the model comes before any other.
+        let reading = next(&mut generation);
+        tokio::pin!(reading);
+        let (second, _, frames) = tokio::select! {
+            opened = home.opened.recv() => opened.unwrap(),
+            event = &mut reading => panic!("{event:?}"),
+        };
+        assert_eq!(second, id(2));
+        drop(frames);
+        let (third, open, frames) = tokio::select! {
+            opened = home.opened.recv() => opened.unwrap(),
+            event = &mut reading => panic!("{event:?}"),
+        };
+        assert_eq!(third == id(3), allowed, "{third}");
+        if !allowed {
+            continue;
+        }
+        let Open::Generate(request) = open else {
+            panic!("a new generation")
+        };
+        assert_eq!((request.model.as_str(), request.prefix.len()), ("mx", 1));
+        frames.send(token(1, "two")).unwrap();
+        let Event::PeerChanged { seam, .. } = reading.await else {
+            panic!("a change of peer")
+        };
+        assert_eq!(seam.name(), "other_model");
+    }
+}

@@ -3,6 +3,7 @@
 //!
 //! - [`agent`]: an agent as a process: started, asked, frozen, killed.
 //! - [`cluster`]: some of them, joined to a mesh.
+//! - [`direct`]: serving agents in this process, without a network.
 //! - [`doubles`]: deterministic stand-ins; each says in its name that it is one.
 //! - [`home`]: a mesh, its engines and its network as a scenario sees them: ask, cut, freeze.
 //! - [`impair`]: what a bad network does to packets, as seeded arithmetic.
@@ -24,6 +25,7 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod direct;
 pub mod doubles;
 pub mod home;
 pub mod http;

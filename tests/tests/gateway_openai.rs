@@ -294,13 +294,68 @@ async fn a_failover_is_a_comment_and_a_header() {
         .records();
     assert_eq!(
         records[2],
-        ": unamesh seam=exact from=my%20desk to=laptop gap_ms=143.2"
+        ": unamesh peer-changed from=my%20desk to=laptop seam=exact gap_ms=143.2"
     );
     let reply = gateway.post(CHAT, chat(json!({}))).await;
     assert_eq!(reply.json()["choices"][0]["message"]["content"], "Hello");
     assert_eq!(
         reply.header("x-unamesh-seam"),
-        "seam=exact from=my%20desk to=laptop gap_ms=143.2"
+        "from=my%20desk to=laptop seam=exact gap_ms=143.2"
+    );
+}
+
+#[tokio::test]
+async fn who_reads_trailers_gets_the_failover_there_too() {
+    let gateway = TestGateway::start(failover()).await;
+    let trailers = async |te: Option<&str>| {
+        let mut request = gateway.request("POST", CHAT);
+        if let Some(te) = te {
+            request = request.header("te", te);
+        }
+        let request = request
+            .body(Full::from(chat(json!({"stream": true}))))
+            .unwrap();
+        let (mut sender, _connection) = connect(gateway.addr).await;
+        let response = sender.send_request(request).await.unwrap();
+        let announced = response.headers().contains_key("trailer");
+        let body = response.into_body().collect().await.unwrap();
+        (announced, body.trailers().cloned())
+    };
+    let (announced, got) = trailers(Some("gzip, Trailers")).await;
+    let got = got.unwrap();
+    assert!(announced);
+    assert_eq!(got["x-unamesh-peer"], "laptop");
+    assert_eq!(
+        got["x-unamesh-seam"],
+        "from=my%20desk to=laptop seam=exact gap_ms=143.2"
+    );
+    assert_eq!(trailers(None).await, (false, None));
+}
+
+#[tokio::test]
+async fn another_model_goes_on_only_if_the_caller_says_so() {
+    let gateway = TestGateway::start(hello()).await;
+    let post = async |word: Option<&str>| {
+        let mut request = gateway.request("POST", CHAT);
+        if let Some(word) = word {
+            request = request.header("x-unamesh-failover", word);
+        }
+        gateway
+            .send(request.body(Full::from(chat(json!({})))).unwrap())
+            .await
+    };
+    for (word, allowed) in [
+        (None, false),
+        (Some("same-model"), false),
+        (Some("other-model"), true),
+    ] {
+        assert_eq!(post(word).await.status, 200);
+        assert_eq!(gateway.source.last().other_model, allowed);
+    }
+    let (status, error) = post(Some("any")).await.error();
+    assert_eq!(
+        (status, &error["param"]),
+        (400, &json!("x-unamesh-failover"))
     );
 }
 

@@ -5,8 +5,9 @@
 //! A request may say how the engine behaves: `bench_ttft_us` (before the first token),
 //! `bench_itl_us` (between tokens), `bench_stamp` (each token carries the wall clock at which
 //! it left: `t7@1700000000000000 `). An answer goes on after a trailing assistant message, as
-//! real engines do. After `POST /bench/hang` it makes no more tokens, though it takes requests
-//! and calls itself well, until `POST /bench/go`.
+//! real engines do, to the character; asked to go on with a count (an agent tries out whether
+//! it can), it goes on with a comma. After `POST /bench/hang` it makes no more tokens, though it
+//! takes requests and calls itself well, until `POST /bench/go`.
 
 use super::BenchError;
 use bytes::{Bytes, BytesMut};
@@ -156,7 +157,15 @@ fn generate(hung: Arc<AtomicBool>, chat: bool, body: &[u8]) -> Answer {
     let first = prefix.and_then(|m| m.content.as_deref()).map_or(0, |text| {
         u32::try_from(text.split_ascii_whitespace().count()).unwrap_or(u32::MAX)
     });
-    let tokens = Tokens::new(hung, chat, first, &asked);
+    let text = prefix
+        .and_then(|m| m.content.as_deref())
+        .unwrap_or_default();
+    let between = match text.chars().last() {
+        _ if text.contains(',') => ",",
+        Some(last) if !last.is_whitespace() => " ",
+        _ => "",
+    };
+    let tokens = Tokens::new(hung, chat, first, between, &asked);
     let mut response = Response::new(Either::Right(tokens));
     let kind = HeaderValue::from_static("text/event-stream");
     response.headers_mut().insert(CONTENT_TYPE, kind);
@@ -183,6 +192,8 @@ struct Tokens {
     next: u32,
     end: u32,
     first: u32,
+    /// What is missing between the prefix and the first token.
+    between: &'static str,
     itl: Duration,
     stamp: bool,
     wait: Option<Pin<Box<Sleep>>>,
@@ -193,7 +204,13 @@ struct Tokens {
 }
 
 impl Tokens {
-    fn new(hung: Arc<AtomicBool>, chat: bool, first: u32, asked: &Asked) -> Self {
+    fn new(
+        hung: Arc<AtomicBool>,
+        chat: bool,
+        first: u32,
+        between: &'static str,
+        asked: &Asked,
+    ) -> Self {
         let count = asked.max_tokens.unwrap_or(TOKENS).min(limits::MAX_TOKENS);
         let ttft = Duration::from_micros(asked.bench_ttft_us);
         Tokens {
@@ -202,6 +219,7 @@ impl Tokens {
             next: first,
             end: first.saturating_add(count),
             first,
+            between,
             itl: Duration::from_micros(asked.bench_itl_us),
             stamp: asked.bench_stamp,
             wait: sleep(ttft),
@@ -218,13 +236,14 @@ impl Tokens {
 
     fn token(&mut self) {
         let next = self.next;
+        let between = std::mem::take(&mut self.between);
         let object = if self.chat {
             "\"delta\":{\"content\":\""
         } else {
             "\"text\":\""
         };
         self.put(format_args!(
-            "data: {{\"choices\":[{{\"index\":0,{object}t{next}"
+            "data: {{\"choices\":[{{\"index\":0,{object}{between}t{next}"
         ));
         if self.stamp {
             let now = SystemTime::now()

@@ -3,7 +3,7 @@
 use super::DemoError;
 use super::ask::{Answer, Change};
 use super::mesh::Mesh;
-use super::verdict::{Report, seam};
+use super::verdict::Report;
 use crate::cli::error::CliError;
 use crate::cli::output::Out;
 use crate::cli::output::{BAD, BOLD, DIM, GOOD, PLAIN, Table, WARN, cell};
@@ -146,7 +146,7 @@ impl Show {
             in_ms(change.gap),
             in_ms(change.backup_ttft),
             change.to,
-            seam(change.seam),
+            change.seam.name(),
         ))
     }
 

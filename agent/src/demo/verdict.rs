@@ -73,7 +73,7 @@ impl Run {
         if let (Some(change), Value::Object(fields)) = (&self.answer.change, &mut run) {
             fields.insert("from".to_owned(), json!(change.from));
             fields.insert("to".to_owned(), json!(change.to));
-            fields.insert("seam".to_owned(), json!(seam(change.seam)));
+            fields.insert("seam".to_owned(), json!(change.seam.name()));
             fields.insert("gap_ms".to_owned(), json!(ms(change.gap)));
             fields.insert("backup_ttft_ms".to_owned(), json!(ms(change.backup_ttft)));
             fields.insert("reason".to_owned(), json!(change.reason));
@@ -198,14 +198,6 @@ impl Report {
             "runs": self.runs.iter().map(Run::json).collect::<Vec<_>>(),
             "mesh": self.mesh,
         })
-    }
-}
-
-/// For people and scripts.
-pub fn seam(seam: Seam) -> &'static str {
-    match seam {
-        Seam::Exact => "exact",
-        Seam::Continued => "continued",
     }
 }
 

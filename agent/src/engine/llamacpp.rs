@@ -10,7 +10,11 @@
 //! A character that takes several tokens is streamed with the id of its last token alone; that
 //! is seen by the count of predicted tokens. On replay such a piece is tokenized; if the result
 //! has as many tokens and ends as it should, it is exact too, else its text goes in and the seam
-//! is no longer called exact.
+//! is no longer called exact ([`super::resume`] then sees to its end).
+//!
+//! Ids are checked before they are used: they may come from an engine with another vocabulary,
+//! or from one that counts them wrongly. The server has to read out of them what was delivered,
+//! else the text goes in.
 //!
 //! Requests for more than text (tools, output formats, probabilities, pictures) and models with
 //! a reasoning template go through `/v1/chat/completions`, which parses what they need.
@@ -23,9 +27,10 @@ use super::http::Http;
 use super::openai::{chat, spent};
 use super::refusal::{refusal, unreachable};
 use super::request::{
-    Budget, Extra, Object, budget, extra, has_media, is_structured, prefix_tokens,
+    Budget, Extra, Object, budget, extra, has_media, is_structured, messages, prefix_text,
 };
-use super::stream::{Out, ready, run};
+use super::resume::{Open, Seen, Start, resume};
+use super::stream::{Out, run};
 use super::{Engine, EngineError, EngineEvent, EngineInfo, EngineStream, MAX_ERROR_BODY};
 use api::{Models, Props, Slots};
 use bytes::Bytes;
@@ -53,6 +58,7 @@ pub struct LlamaCpp {
     known: Mutex<Option<(Props, ModelAdvert)>>,
     /// The template makes reasoning, which only the chat endpoint tells from the answer.
     reasons: AtomicBool,
+    seen: Arc<Seen>,
 }
 
 impl LlamaCpp {
@@ -64,6 +70,7 @@ impl LlamaCpp {
             slots,
             known: Mutex::new(None),
             reasons: AtomicBool::new(false),
+            seen: Arc::default(),
         }
     }
 
@@ -130,40 +137,77 @@ impl LlamaCpp {
 
     async fn complete(
         &self,
-        request: &GenerateRequest,
+        request: &Arc<GenerateRequest>,
         extra: Extra,
     ) -> Result<EngineStream, EngineError> {
-        let mut body = Object::over(extra);
-        match budget(request) {
-            Budget::Open => {}
-            Budget::Left(tokens) => body.set("n_predict", tokens)?,
-            Budget::Spent => {
-                return Ok(ready(vec![EngineEvent::Started { exact: true }, spent()]));
-            }
+        if let Some(end) = spent(request) {
+            return Ok(end);
         }
-        let rendered = self.render(request).await?;
-        let prompt = replay::Prompt::new(rendered, self.replay(&request.prefix).await?);
-        body.set("prompt", &prompt)?;
+        let (rendered, pieces) =
+            tokio::try_join!(self.render(request), self.replay(&request.prefix))?;
+        let prompt = replay::Prompt::new(rendered, pieces);
+        let exact = Start::exact(&request.prefix);
+        let completing = Completing {
+            engine: self.name.clone(),
+            http: self.http.clone(),
+            request: Arc::clone(request),
+            extra: Arc::new(extra),
+            prompt: prompt.clone(),
+        };
+        if prompt.is_exact() {
+            return completing.open(exact).await;
+        }
+        let smooth = Start::smooth(&request.prefix, &request.sampling);
+        let start = match prompt.without(&smooth.again) {
+            Some(_) => smooth,
+            None => exact,
+        };
+        let open: Open = Box::new(move |start| Box::pin(completing.clone().open(start)));
+        resume(&self.name, request, start, Arc::clone(&self.seen), open).await
+    }
+}
+
+/// A request to `/completion`.
+#[derive(Clone)]
+struct Completing {
+    engine: String,
+    http: Http,
+    request: Arc<GenerateRequest>,
+    extra: Arc<Extra>,
+    /// With all that was delivered.
+    prompt: replay::Prompt,
+}
+
+impl Completing {
+    async fn open(self, start: Start) -> Result<EngineStream, EngineError> {
+        let Completing { engine, prompt, .. } = self;
+        let mut body = Object::over(Extra::clone(&self.extra));
+        if let Budget::Left(tokens) = budget(&self.request) {
+            body.set("n_predict", tokens.saturating_add(start.again_tokens))?;
+        }
+        body.set(
+            "prompt",
+            prompt.without(&start.again).as_ref().unwrap_or(&prompt),
+        )?;
         body.set("stream", true)?;
         body.set("return_tokens", true)?;
         body.set("return_progress", true)?;
         body.set("cache_prompt", true)?;
-        body.sampling(&request.sampling, "repeat_penalty")?;
+        body.sampling(&self.request.sampling, "repeat_penalty")?;
         let reply = self
             .http
             .stream("/completion", body.body()?)
             .await
-            .map_err(|error| unreachable(&self.name, error))?;
+            .map_err(|error| unreachable(&engine, error))?;
+        let model = self.request.model.as_str();
         if !reply.status.is_success() {
             let words = reply.body.collect(MAX_ERROR_BODY).await.unwrap_or_default();
-            return Err(refusal(&self.name, &request.model, reply.status, &words));
+            return Err(refusal(&engine, model, reply.status, &words));
         }
-        let started = Out::from([EngineEvent::Started {
-            exact: prompt.is_exact(),
-        }]);
-        let replayed = prefix_tokens(&request.prefix);
-        let protocol = Completion::new(&self.name, &request.model, replayed);
-        Ok(run(self.name.clone(), started, reply.body, protocol))
+        let exact = prompt.is_exact();
+        let started = Out::from([EngineEvent::Started { exact }]);
+        let protocol = Completion::new(&engine, model, start.sent_tokens);
+        Ok(run(engine, started, reply.body, protocol))
     }
 }
 
@@ -214,7 +258,8 @@ impl Engine for LlamaCpp {
             || has_media(&request.input)
             || self.reasons.load(Ordering::Relaxed);
         if is_chat && parsed {
-            return chat(&self.name, EngineKind::LlamaCpp, &self.http, &request).await;
+            let (kind, http) = (EngineKind::LlamaCpp, &self.http);
+            return chat(&self.name, kind, http, &request, &self.seen).await;
         }
         self.complete(&request, extra).await
     }
@@ -227,7 +272,7 @@ impl LlamaCpp {
             return Ok(request.input.clone());
         }
         let mut body = Object::default();
-        body.set("messages", replay::bare_messages(request)?)?;
+        body.set("messages", messages(&request.input, "")?)?;
         let rendered: api::Rendered = self
             .post("/apply-template", body.body()?, ENGINE_PREPARE)
             .await?;
@@ -251,7 +296,32 @@ impl LlamaCpp {
                 .map_or(&[][..], Vec::as_slice);
             pieces.push(replay::completed(chunk, tokens));
         }
-        Ok(pieces)
+        if self.says(&pieces, prefix).await {
+            return Ok(pieces);
+        }
+        let engine = self.name.as_str();
+        tracing::warn!(engine, "the token ids say something else: the text goes in");
+        Ok(vec![Piece::Text(prefix_text(prefix))])
+    }
+
+    /// Whether the ids mean to this server what was delivered.
+    async fn says(&self, pieces: &[Piece], prefix: &[Chunk]) -> bool {
+        let (mut ids, mut text) = (Vec::new(), String::new());
+        for (piece, chunk) in pieces.iter().zip(prefix) {
+            if let Piece::Ids(more) = piece {
+                ids.extend_from_slice(more);
+                text.push_str(&chunk.text);
+            }
+        }
+        if ids.is_empty() {
+            return true;
+        }
+        let mut body = Object::default();
+        let Ok(body) = body.set("tokens", ids).and_then(|()| body.body()) else {
+            return false;
+        };
+        let said = self.post::<api::Content>("/detokenize", body, ENGINE_PREPARE);
+        said.await.is_ok_and(|said| said.content == text)
     }
 
     async fn tokenize(&self, text: &str) -> Result<Vec<u32>, EngineError> {

@@ -5,6 +5,7 @@
 //! - [`registry`]: asks all engines how they are, publishes the catalog, picks one.
 //! - [`managed`]: engines that the agent itself starts, watches and stops.
 //! - [`detect`]: which API answers where.
+//! - [`resume`]: going on after a delivered text.
 //! - [`http`], [`lines`], [`stream`], [`request`], [`refusal`]: what the adapters share.
 
 pub mod auto;
@@ -19,6 +20,7 @@ pub mod openai;
 pub mod refusal;
 pub mod registry;
 pub mod request;
+pub mod resume;
 pub mod stream;
 
 use futures_util::stream::BoxStream;

@@ -2,8 +2,9 @@
 //!
 //! Chats go to `/api/chat`, raw prompts to `/api/generate`; both stream newline-delimited JSON
 //! with a final object. A delivered prefix is a trailing assistant message, which Ollama's
-//! templates continue; it gives no token ids, so that a seam is never exact. Requests for more
-//! than text go through Ollama's OpenAI endpoint, which takes their fields as they are.
+//! templates continue ([`super::resume`]; a model whose template does not is seen to begin anew
+//! and is not asked so again). It gives no token ids, so that a seam is never exact. Requests
+//! for more than text go through Ollama's OpenAI endpoint, which takes their fields as they are.
 //!
 //! Ollama sends its headers with the first token, so that a cold model looks like silence. While
 //! they are late, `/api/ps` says whether the model is in memory yet, and the stream tells.
@@ -14,10 +15,9 @@ mod chat;
 use super::http::{Http, HttpError, Reply};
 use super::openai;
 use super::refusal::{refusal, unreachable};
-use super::request::{
-    Budget, Object, budget, extra, has_media, is_structured, messages, prefix_text,
-};
-use super::stream::{Out, ready, run};
+use super::request::{Budget, Object, budget, extra, has_media, is_structured, messages};
+use super::resume::{Open, Seen, Start, resume};
+use super::stream::{Out, run};
 use super::{Engine, EngineError, EngineEvent, EngineInfo, EngineStream, MAX_ERROR_BODY};
 use api::{Loaded, Ps, Show, Tags, Version};
 use bytes::Bytes;
@@ -42,6 +42,7 @@ pub struct Ollama {
     slots: u16,
     /// `/api/show` of each model by digest: it never changes for one digest.
     shown: Mutex<BTreeMap<String, Show>>,
+    seen: Arc<Seen>,
 }
 
 impl Ollama {
@@ -53,6 +54,7 @@ impl Ollama {
             http,
             slots,
             shown: Mutex::new(BTreeMap::new()),
+            seen: Arc::default(),
         }
     }
 
@@ -90,29 +92,6 @@ impl Ollama {
     fn shown(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Show>> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn body(&self, request: &GenerateRequest) -> Result<Object, EngineError> {
-        let mut body = Object::over(extra(request)?);
-        body.set("model", &request.model)?;
-        body.set("stream", true)?;
-        body.set("keep_alive", format!("{}s", ENGINE_KEEP_ALIVE.as_secs()))?;
-        let mut options = Object::default();
-        if let Budget::Left(tokens) = budget(request) {
-            options.set("num_predict", tokens)?;
-        }
-        options.sampling(&request.sampling, "repeat_penalty")?;
-        body.set("options", options)?;
-        if request.kind == InputKind::Text {
-            body.set(
-                "prompt",
-                format!("{}{}", request.input, prefix_text(&request.prefix)),
-            )?;
-            body.set("raw", true)?;
-        } else {
-            body.set("messages", api::plain_messages(&messages(request)?)?)?;
-        }
-        Ok(body)
-    }
 }
 
 #[async_trait::async_trait]
@@ -149,31 +128,45 @@ impl Engine for Ollama {
     async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError> {
         let is_chat = request.kind != InputKind::Text;
         if is_chat && (is_structured(&extra(&request)?) || has_media(&request.input)) {
-            return openai::chat(&self.name, EngineKind::Ollama, &self.http, &request).await;
+            let (kind, http) = (EngineKind::Ollama, &self.http);
+            return openai::chat(&self.name, kind, http, &request, &self.seen).await;
         }
-        let started = EngineEvent::Started {
-            exact: request.prefix.is_empty(),
-        };
-        if budget(&request) == Budget::Spent {
-            return Ok(ready(vec![started, openai::spent()]));
+        if let Some(end) = openai::spent(&request) {
+            return Ok(end);
         }
-        let path = if is_chat {
-            "/api/chat"
-        } else {
-            "/api/generate"
-        };
-        let body = self.body(&request)?.body()?;
         let call = Call {
             engine: self.name.clone(),
             model: request.model.clone(),
             http: self.http.clone(),
         };
-        let mut answer = call.clone().send(path, body).boxed();
-        match tokio::time::timeout(ENGINE_HEADERS, &mut answer).await {
-            Ok(reply) => Ok(call.read(reply?, Out::from([started]))),
-            Err(_) => Ok(call.wait(answer, started)),
-        }
+        let asked = Arc::clone(&request);
+        let open: Open =
+            Box::new(move |start| Box::pin(call.clone().open(Arc::clone(&asked), start)));
+        let start = Start::smooth(&request.prefix, &request.sampling);
+        resume(&self.name, &request, start, Arc::clone(&self.seen), open).await
     }
+}
+
+/// What `/api/chat` or `/api/generate` is sent.
+fn body(request: &GenerateRequest, start: &Start) -> Result<Object, EngineError> {
+    let mut body = Object::over(extra(request)?);
+    body.set("model", &request.model)?;
+    body.set("stream", true)?;
+    body.set("keep_alive", format!("{}s", ENGINE_KEEP_ALIVE.as_secs()))?;
+    let mut options = Object::default();
+    if let Budget::Left(tokens) = budget(request) {
+        options.set("num_predict", tokens.saturating_add(start.again_tokens))?;
+    }
+    options.sampling(&request.sampling, "repeat_penalty")?;
+    body.set("options", options)?;
+    if request.kind == InputKind::Text {
+        body.set("prompt", format!("{}{}", request.input, start.sent))?;
+        body.set("raw", true)?;
+    } else {
+        let messages = messages(&request.input, &start.sent)?;
+        body.set("messages", api::plain_messages(&messages)?)?;
+    }
+    Ok(body)
 }
 
 /// One request in work.
@@ -187,6 +180,26 @@ struct Call {
 type Answer = futures_util::future::BoxFuture<'static, Result<Reply, EngineError>>;
 
 impl Call {
+    async fn open(
+        self,
+        request: Arc<GenerateRequest>,
+        start: Start,
+    ) -> Result<EngineStream, EngineError> {
+        let path = match request.kind {
+            InputKind::Text => "/api/generate",
+            _ => "/api/chat",
+        };
+        let body = body(&request, &start)?.body()?;
+        let exact = request.prefix.is_empty();
+        let started = EngineEvent::Started { exact };
+        let replayed = start.sent_tokens;
+        let mut answer = self.clone().send(path, body).boxed();
+        match tokio::time::timeout(ENGINE_HEADERS, &mut answer).await {
+            Ok(reply) => Ok(self.read(reply?, Out::from([started]), replayed)),
+            Err(_) => Ok(self.wait(answer, started, replayed)),
+        }
+    }
+
     async fn send(self, path: &'static str, body: Bytes) -> Result<Reply, EngineError> {
         let sent: Result<Reply, HttpError> = self.http.stream(path, body).await;
         let reply = sent.map_err(|error| unreachable(&self.engine, error))?;
@@ -198,21 +211,21 @@ impl Call {
         Err(refusal(&self.engine, &self.model, status, &words))
     }
 
-    fn read(self, reply: Reply, first: Out) -> EngineStream {
-        let protocol = ChatLines::new(&self.engine, &self.model);
+    fn read(self, reply: Reply, first: Out, replayed: u32) -> EngineStream {
+        let protocol = ChatLines::new(&self.engine, &self.model, replayed);
         run(self.engine, first, reply.body, protocol)
     }
 
     /// The stream of an answer whose head has not come: progress until it does.
-    fn wait(self, answer: Answer, started: EngineEvent) -> EngineStream {
-        let waiting = stream::unfold(Wait::Head(self, answer), |wait| async move {
+    fn wait(self, answer: Answer, started: EngineEvent, replayed: u32) -> EngineStream {
+        let waiting = stream::unfold(Wait::Head(self, answer), move |wait| async move {
             match wait {
                 Wait::Head(call, mut answer) => {
                     let phase = call.phase();
                     tokio::select! {
                         reply = &mut answer => match reply {
                             Ok(reply) => {
-                                let mut body = call.read(reply, Out::new());
+                                let mut body = call.read(reply, Out::new(), replayed);
                                 let item = body.next().await?;
                                 Some((item, Wait::Body(body)))
                             }

@@ -1,10 +1,12 @@
 //! OpenAI-style servers: LM Studio, vLLM, and any other that has `/v1/models` and
 //! `/v1/chat/completions`.
 //!
-//! A delivered prefix goes in as a trailing assistant message that the server continues; vLLM
-//! wants to be told so. Token ids are not available, so that a seam is never exact. The chat
-//! stream's reader ([`ChatStream`]) serves llama.cpp and Ollama too, where a request asks for
-//! more than text.
+//! A delivered prefix goes in as a trailing assistant message that the server continues
+//! ([`super::resume`]); vLLM wants to be told so. Token ids are not available, so that a seam is
+//! never exact. Whether a server does continue it is not known from its API: before the first
+//! continuation of a model it is tried out on a half-made count, and a server that does not go
+//! on with the comma declines from then on. The chat stream's reader ([`ChatStream`]) serves
+//! llama.cpp and Ollama too, where a request asks for more than text.
 
 mod deltas;
 mod models;
@@ -13,15 +15,18 @@ pub use deltas::ChatStream;
 
 use super::http::Http;
 use super::refusal::{refusal, unreachable};
-use super::request::{Budget, Object, budget, extra, messages, prefix_text};
+use super::request::{Budget, Object, budget, extra, messages};
+use super::resume::{Open, Seen, Start, declined, resume};
 use super::stream::{Out, ready, run};
 use super::{Engine, EngineError, EngineEvent, EngineInfo, EngineStream};
+use futures_util::StreamExt;
 use models::{List, LmList, LmModel, Model};
 use serde::Deserialize;
 use std::sync::Arc;
-use unamesh_proto::timeouts::ENGINE_HEALTH;
+use unamesh_proto::timeouts::{ENGINE_HEALTH, ENGINE_PREPARE};
 use unamesh_proto::wire::{
-    EngineKind, FinishReason, GenerateRequest, Health, InputKind, ModelAdvert, Usage,
+    Chunk, EngineKind, FinishReason, GenerateRequest, Health, InputKind, ModelAdvert, Sampling,
+    Usage,
 };
 
 /// How many requests such a server runs at the same time when nobody says: LM Studio and small
@@ -29,12 +34,18 @@ use unamesh_proto::wire::{
 const SLOTS: u16 = 1;
 const VLLM_SLOTS: u16 = 16;
 
+/// What a server is tried out on: who goes on writes a comma, who begins anew never does.
+const TRIAL: &str = r#"[{"role":"user","content":"Count from 1 to 20, with commas."}]"#;
+const TRIAL_BEGUN: &str = "1, 2, 3, 4, 5, 6";
+const TRIAL_TOKENS: u32 = 4;
+
 /// An adapter to an OpenAI-style server.
 pub struct OpenAi {
     name: String,
     kind: EngineKind,
     http: Http,
     slots: u16,
+    seen: Arc<Seen>,
 }
 
 impl OpenAi {
@@ -50,7 +61,44 @@ impl OpenAi {
             kind,
             http,
             slots: slots.unwrap_or(usual),
+            seen: Arc::default(),
         }
+    }
+
+    /// Whether the server goes on after what an assistant message begins.
+    async fn goes_on(&self, model: &str) -> bool {
+        if let Some(seen) = self.seen.of(model) {
+            return seen;
+        }
+        let begun = Chunk {
+            text: TRIAL_BEGUN.to_owned(),
+            ids: Vec::new(),
+            tokens: 1,
+        };
+        let request = Arc::new(GenerateRequest {
+            model: model.to_owned(),
+            engine: 0,
+            kind: InputKind::Chat,
+            input: TRIAL.to_owned(),
+            sampling: Sampling {
+                temperature: Some(0.0),
+                max_tokens: Some(begun.tokens + TRIAL_TOKENS),
+                ..Sampling::default()
+            },
+            extra: String::new(),
+            prefix: vec![begun],
+            session: 0,
+        });
+        let open = chat_opener(&self.name, self.kind, &self.http, &request);
+        let trial = async { first_words(open(Start::exact(&request.prefix)).await?).await };
+        // One that is too busy or fails is tried again the next time.
+        let Ok(Ok(words)) = tokio::time::timeout(ENGINE_PREPARE, trial).await else {
+            return false;
+        };
+        let goes_on = words.starts_with(',');
+        tracing::info!(engine = self.name, model, goes_on, "tried a continuation");
+        self.seen.note(model, goes_on);
+        goes_on
     }
 
     async fn models(&self) -> Result<Vec<ModelAdvert>, EngineError> {
@@ -102,11 +150,29 @@ impl Engine for OpenAi {
     }
 
     async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError> {
-        match request.kind {
-            InputKind::Text => text(&self.name, &self.http, &request).await,
-            _ => chat(&self.name, self.kind, &self.http, &request).await,
+        if request.kind == InputKind::Text {
+            return text(&self.name, &self.http, &request, &self.seen).await;
+        }
+        if !request.prefix.is_empty() && !self.goes_on(&request.model).await {
+            return Err(declined(&self.name));
+        }
+        chat(&self.name, self.kind, &self.http, &request, &self.seen).await
+    }
+}
+
+/// The text up to the first that is no white space.
+async fn first_words(mut stream: EngineStream) -> Result<String, EngineError> {
+    let mut words = String::new();
+    while words.trim().is_empty()
+        && let Some(event) = stream.next().await
+    {
+        match event? {
+            EngineEvent::Chunk { chunk, .. } => words.push_str(&chunk.text),
+            EngineEvent::Done { .. } => break,
+            _ => {}
         }
     }
+    Ok(words)
 }
 
 /// Runs a chat request at `/v1/chat/completions`.
@@ -117,92 +183,129 @@ pub async fn chat(
     engine: &str,
     kind: EngineKind,
     http: &Http,
-    request: &GenerateRequest,
+    request: &Arc<GenerateRequest>,
+    seen: &Arc<Seen>,
 ) -> Result<EngineStream, EngineError> {
-    let mut body = Object::over(extra(request)?);
-    body.set("messages", messages(request)?)?;
-    if kind == EngineKind::Vllm && !request.prefix.is_empty() {
-        body.set("continue_final_message", true)?;
-        body.set("add_generation_prompt", false)?;
+    if let Some(end) = spent(request) {
+        return Ok(end);
     }
-    start(engine, kind, http, request, body, "/v1/chat/completions").await
+    let open = chat_opener(engine, kind, http, request);
+    let start = Start::smooth(&request.prefix, &request.sampling);
+    resume(engine, request, start, Arc::clone(seen), open).await
 }
 
-/// Runs a completion request at `/v1/completions`.
-async fn text(
-    engine: &str,
-    http: &Http,
-    request: &GenerateRequest,
-) -> Result<EngineStream, EngineError> {
-    let mut body = Object::over(extra(request)?);
-    body.set(
-        "prompt",
-        format!("{}{}", request.input, prefix_text(&request.prefix)),
-    )?;
-    start(
-        engine,
-        EngineKind::OpenAi,
-        http,
-        request,
-        body,
-        "/v1/completions",
-    )
-    .await
-}
-
-async fn start(
+fn chat_opener(
     engine: &str,
     kind: EngineKind,
     http: &Http,
-    request: &GenerateRequest,
-    mut body: Object,
-    path: &str,
-) -> Result<EngineStream, EngineError> {
-    // A seam with nothing before it has nothing to be inexact about.
-    let started = EngineEvent::Started {
-        exact: request.prefix.is_empty(),
+    request: &Arc<GenerateRequest>,
+) -> Open {
+    let server = Server {
+        engine: engine.to_owned(),
+        kind,
+        http: http.clone(),
+        path: "/v1/chat/completions",
     };
-    match budget(request) {
-        Budget::Open => {}
-        Budget::Left(tokens) => body.set("max_tokens", tokens)?,
-        Budget::Spent => return Ok(ready(vec![started, spent()])),
-    }
-    body.set("model", &request.model)?;
-    body.set("stream", true)?;
-    body.set("stream_options", serde_json::json!({"include_usage": true}))?;
-    let penalty = if kind == EngineKind::Vllm {
-        "repetition_penalty"
-    } else {
-        "repeat_penalty"
-    };
-    body.sampling(&request.sampling, penalty)?;
-    let reply = http
-        .stream(path, body.body()?)
-        .await
-        .map_err(|error| unreachable(engine, error))?;
-    if !reply.status.is_success() {
-        let words = reply
-            .body
-            .collect(super::MAX_ERROR_BODY)
-            .await
-            .unwrap_or_default();
-        return Err(refusal(engine, &request.model, reply.status, &words));
-    }
-    let protocol = ChatStream::new(engine, &request.model);
-    Ok(run(
-        engine.to_owned(),
-        Out::from([started]),
-        reply.body,
-        protocol,
-    ))
+    let request = Arc::clone(request);
+    Box::new(move |start| {
+        let (server, request) = (server.clone(), Arc::clone(&request));
+        Box::pin(async move {
+            let mut body = Object::over(extra(&request)?);
+            body.set("messages", messages(&request.input, &start.sent)?)?;
+            if kind == EngineKind::Vllm && !start.sent.is_empty() {
+                body.set("continue_final_message", true)?;
+                body.set("add_generation_prompt", false)?;
+            }
+            server.start(&request, body, &start).await
+        })
+    })
 }
 
-/// The end of a generation whose delivered prefix already used up `max_tokens`.
-pub fn spent() -> EngineEvent {
-    EngineEvent::Done {
+/// Runs a completion request at `/v1/completions`: any server goes on after a raw prompt.
+async fn text(
+    engine: &str,
+    http: &Http,
+    request: &Arc<GenerateRequest>,
+    seen: &Arc<Seen>,
+) -> Result<EngineStream, EngineError> {
+    if let Some(end) = spent(request) {
+        return Ok(end);
+    }
+    let server = Server {
+        engine: engine.to_owned(),
+        kind: EngineKind::OpenAi,
+        http: http.clone(),
+        path: "/v1/completions",
+    };
+    let asked = Arc::clone(request);
+    let open: Open = Box::new(move |start| {
+        let (server, request) = (server.clone(), Arc::clone(&asked));
+        Box::pin(async move {
+            let mut body = Object::over(extra(&request)?);
+            body.set("prompt", format!("{}{}", request.input, start.sent))?;
+            server.start(&request, body, &start).await
+        })
+    });
+    let start = Start::smooth(&request.prefix, &request.sampling);
+    resume(engine, request, start, Arc::clone(seen), open).await
+}
+
+/// An endpoint of a server.
+#[derive(Clone)]
+struct Server {
+    engine: String,
+    kind: EngineKind,
+    http: Http,
+    path: &'static str,
+}
+
+impl Server {
+    async fn start(
+        &self,
+        request: &GenerateRequest,
+        mut body: Object,
+        start: &Start,
+    ) -> Result<EngineStream, EngineError> {
+        if let Budget::Left(tokens) = budget(request) {
+            body.set("max_tokens", tokens.saturating_add(start.again_tokens))?;
+        }
+        body.set("model", &request.model)?;
+        body.set("stream", true)?;
+        body.set("stream_options", serde_json::json!({"include_usage": true}))?;
+        let penalty = if self.kind == EngineKind::Vllm {
+            "repetition_penalty"
+        } else {
+            "repeat_penalty"
+        };
+        body.sampling(&request.sampling, penalty)?;
+        let engine = self.engine.as_str();
+        let reply = self
+            .http
+            .stream(self.path, body.body()?)
+            .await
+            .map_err(|error| unreachable(engine, error))?;
+        if !reply.status.is_success() {
+            let words = reply.body.collect(super::MAX_ERROR_BODY).await;
+            let words = words.unwrap_or_default();
+            return Err(refusal(engine, &request.model, reply.status, &words));
+        }
+        let protocol = ChatStream::new(engine, &request.model, start.sent_tokens);
+        // A seam with nothing before it has nothing to be inexact about.
+        let exact = request.prefix.is_empty();
+        let first = Out::from([EngineEvent::Started { exact }]);
+        Ok(run(engine.to_owned(), first, reply.body, protocol))
+    }
+}
+
+/// The end of a generation whose delivered prefix already used up `max_tokens`, if it did: no
+/// engine need be asked.
+pub fn spent(request: &GenerateRequest) -> Option<EngineStream> {
+    let end = EngineEvent::Done {
         finish: FinishReason::Length,
         usage: Usage::default(),
-    }
+    };
+    let is_spent = budget(request) == Budget::Spent;
+    is_spent.then(|| ready(vec![EngineEvent::Started { exact: true }, end]))
 }
 
 #[derive(Deserialize)]

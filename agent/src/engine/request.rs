@@ -105,19 +105,18 @@ pub fn has_media(messages: &str) -> bool {
         .any(|part| messages.contains(part))
 }
 
-/// The messages as JSON, followed by what was delivered as a trailing assistant message. With
-/// nothing delivered there is none: an empty one makes llama.cpp leave out the generation
-/// header.
+/// The messages of `input` as JSON, followed by what was delivered as a trailing assistant
+/// message. With nothing delivered there is none: an empty one makes llama.cpp leave out the
+/// generation header.
 ///
 /// # Errors
 /// The input is no JSON array.
-pub fn messages(request: &GenerateRequest) -> Result<Box<RawValue>, EngineError> {
+pub fn messages(input: &str, delivered: &str) -> Result<Box<RawValue>, EngineError> {
     let wrong = |why: String| invalid("messages", format!("messages: {why}"));
-    let text = request.input.trim();
+    let text = input.trim();
     if !text.starts_with('[') {
         return Err(wrong("must be an array of chat messages".to_owned()));
     }
-    let delivered = prefix_text(&request.prefix);
     let text = if delivered.is_empty() {
         text.to_owned()
     } else {
@@ -247,13 +246,13 @@ pub(crate) mod tests {
 
     #[test]
     fn a_trailing_message_only_when_something_was_delivered() {
-        let mut r = request(InputKind::Chat, r#" [{"role":"user","content":"[x]"}] "#);
+        let input = r#" [{"role":"user","content":"[x]"}] "#;
         assert_eq!(
-            messages(&r).unwrap().get(),
+            messages(input, "").unwrap().get(),
             r#"[{"role":"user","content":"[x]"}]"#
         );
-        r.prefix = vec![chunk("He said \"", 1), chunk("no", 1)];
-        let sent: serde_json::Value = serde_json::from_str(messages(&r).unwrap().get()).unwrap();
+        let sent = messages(input, "He said \"no").unwrap();
+        let sent: serde_json::Value = serde_json::from_str(sent.get()).unwrap();
         assert_eq!(sent[1]["content"], "He said \"no");
         assert_eq!(sent.as_array().unwrap().len(), 2);
     }
@@ -261,7 +260,7 @@ pub(crate) mod tests {
     #[test]
     fn messages_that_are_none() {
         for wrong in ["", "{}", "[", "[1", "\"hi\"", "[]]"] {
-            let error = messages(&request(InputKind::Chat, wrong)).unwrap_err();
+            let error = messages(wrong, "").unwrap_err();
             let EngineError::Invalid { field, .. } = error else {
                 unreachable!()
             };

@@ -4,9 +4,10 @@
 use super::GatewayState;
 use super::control::{Drain, DrillAsk, InviteOptions};
 use super::error::ApiError;
+use super::headers;
 use super::openai::{Reply, json_reply, read_body};
 use super::request::{self, Api, Parsed};
-use super::source::{ClientError, Event, PeerRef, Seam, near_names};
+use super::source::{ClientError, Event, PeerRef, near_names};
 use super::view;
 use axum::Router;
 use axum::body::Body;
@@ -229,6 +230,7 @@ async fn events(State(state): State<GatewayState>) -> Reply {
 
 /// `POST generate`: an OpenAI body (`messages` or `prompt`); the mesh events as NDJSON.
 async fn generate(State(state): State<GatewayState>, request: Request) -> Reply {
+    let other_model = headers::other_model(request.headers())?;
     let body = read_body(request).await?;
     let api = match request::parse(Api::Chat, &body) {
         Err(e)
@@ -238,7 +240,8 @@ async fn generate(State(state): State<GatewayState>, request: Request) -> Reply 
         }
         _ => Api::Chat,
     };
-    let Parsed { request, .. } = request::parse(api, &body)?;
+    let Parsed { mut request, .. } = request::parse(api, &body)?;
+    request.other_model = other_model;
     let events = state.source.generate(request);
     let body = Body::from_stream(ndjson(events));
     Ok(stream_reply("application/x-ndjson", body))
@@ -292,7 +295,7 @@ pub fn event_json(event: &Event) -> Value {
             "event": "peer_changed",
             "from": peer_json(from),
             "to": peer_json(to),
-            "seam": match seam { Seam::Exact => "exact", Seam::Continued => "continued" },
+            "seam": seam.name(),
             "gap_ms": view::ms(*gap),
             "backup_ttft_ms": view::ms(*backup_ttft),
             "reason": reason,

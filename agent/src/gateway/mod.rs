@@ -7,7 +7,8 @@
 //! In the order of a request's way:
 //! - [`server`]: connections; [`stall`]: their patience; [`guard`]: who may ask.
 //! - [`openai`]: `/v1/...`; [`mesh`]: `/unamesh/v1/...`, which asks [`control`] and [`view`].
-//! - [`json`], [`request`]: from a body to a mesh request, or an error that names the field.
+//! - [`json`], [`request`]: from a body to a mesh request, or an error that names the field;
+//!   [`headers`]: what is said and asked beside it.
 //! - [`source`]: where the answer comes from.
 //! - [`sse`]: the streamed answer; [`collect`]: the whole one.
 //! - [`error`]: the one table from what went wrong to what the caller is told.
@@ -16,6 +17,7 @@ pub mod collect;
 pub mod control;
 pub mod error;
 pub mod guard;
+pub mod headers;
 pub mod json;
 pub mod mesh;
 pub mod openai;

@@ -3,33 +3,26 @@
 use super::GatewayState;
 use super::collect;
 use super::error::{ApiError, INVALID};
+use super::headers::{self, NODE, PEER, SEAM, WHY, insert};
 use super::request::{self, Api, Parsed};
 use super::source::{ClientError, Event, PeerRef, near_names};
-use super::sse::{self, Answer, ChunkWriter, SseBody};
+use super::sse::{self, Answer, ChunkWriter, SseBody, Trailers};
 use super::view;
 use crate::engine::detect::GATEWAY_MARK;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Value, json};
-use std::fmt::Write as _;
 use unamesh_client::clock;
 use unamesh_proto::{limits, timeouts};
 
-const PEER: HeaderName = HeaderName::from_static("x-unamesh-peer");
-const NODE: HeaderName = HeaderName::from_static("x-unamesh-node");
-const WHY: HeaderName = HeaderName::from_static("x-unamesh-why");
-const SEAM: HeaderName = HeaderName::from_static("x-unamesh-seam");
 /// Says of a proxy between us and the client that it must not collect the events.
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-
-/// Characters of a header that carries somebody else's text.
-const MAX_HEADER: usize = limits::MAX_NAME * 2;
 
 /// `POST /v1/chat/completions`.
 pub async fn chat(State(state): State<GatewayState>, request: Request) -> Reply {
@@ -120,13 +113,16 @@ pub async fn wrong_method(request: Request) -> ApiError {
 }
 
 async fn answer(state: &GatewayState, api: Api, request: Request) -> Reply {
+    let other_model = headers::other_model(request.headers())?;
+    let takes_trailers = headers::takes_trailers(request.headers());
     let body = read_body(request).await?;
     let Parsed {
-        request,
+        mut request,
         stream,
         include_usage,
     } = request::parse(api, &body)?;
     drop(body);
+    request.other_model = other_model;
     let answer = Answer {
         api,
         id: answer_id(api),
@@ -134,18 +130,14 @@ async fn answer(state: &GatewayState, api: Api, request: Request) -> Reply {
         model: request.model.clone(),
     };
     let (events, begin) = begin(state.source.generate(request)).await?;
+    let peer = begin
+        .started
+        .as_ref()
+        .map(|(peer, _)| sse::plain(&peer.name));
     let mut response = if stream {
         let writer = ChunkWriter::new(&answer, include_usage);
-        let body = SseBody::new(events, begin.first, writer);
-        let mut response = Response::new(Body::new(body));
-        let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("text/event-stream"),
-        );
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        headers.insert(BUFFERING, HeaderValue::from_static("no"));
-        response
+        let trailers = takes_trailers.then(|| Trailers::new(peer.clone().unwrap_or_default()));
+        streamed(SseBody::new(events, begin.first, writer, trailers))
     } else {
         let whole = collect::whole(&answer, events, begin.first).await?;
         let mut response = json_reply(whole.json);
@@ -154,13 +146,27 @@ async fn answer(state: &GatewayState, api: Api, request: Request) -> Reply {
         }
         response
     };
-    if let Some((peer, why)) = begin.started {
+    if let (Some((at, why)), Some(peer)) = (begin.started, peer) {
         let headers = response.headers_mut();
-        insert(headers, PEER, &sse::plain(&peer.name));
-        insert(headers, NODE, &peer.node.to_string());
+        insert(headers, PEER, &peer);
+        insert(headers, NODE, &at.node.to_string());
         insert(headers, WHY, &why);
     }
     Ok(response)
+}
+
+fn streamed(body: SseBody) -> axum::response::Response {
+    let trailers = body.has_trailers();
+    let mut response = Response::new(Body::new(body));
+    let headers = response.headers_mut();
+    let mut say = |name, value| headers.insert(name, HeaderValue::from_static(value));
+    say(header::CONTENT_TYPE, "text/event-stream");
+    say(header::CACHE_CONTROL, "no-cache");
+    say(BUFFERING, "no");
+    if trailers {
+        say(header::TRAILER, "x-unamesh-peer, x-unamesh-seam");
+    }
+    response
 }
 
 /// What is known before the first byte goes out.
@@ -258,27 +264,4 @@ fn answer_id(api: Api) -> String {
         Api::Completion => "cmpl",
     };
     format!("{prefix}-{:032x}", rand::random::<u128>())
-}
-
-/// Names and reasons come from other machines: what no header can hold is escaped.
-fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    let plain = |b: u8| b == b' ' || b.is_ascii_graphic();
-    if value.len() <= MAX_HEADER && value.bytes().all(plain) {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            headers.insert(name, value);
-        }
-        return;
-    }
-    let mut line = String::with_capacity(MAX_HEADER);
-    for c in value.chars().take(MAX_HEADER) {
-        if c == ' ' || c.is_ascii_graphic() {
-            line.push(c);
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(line, "\\u{{{:x}}}", u32::from(c));
-        }
-    }
-    if let Ok(value) = HeaderValue::from_str(&line) {
-        headers.insert(name, value);
-    }
 }

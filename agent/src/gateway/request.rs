@@ -114,7 +114,8 @@ impl Reader {
             // -1 is vLLM's way to say off, 0 llama.cpp's.
             "top_k" => s.top_k = u32::try_from(field.integer(-1, i64::from(i32::MAX))?.max(0)).ok(),
             "seed" => s.seed = Some(field.integer(i64::MIN, i64::MAX)?),
-            "max_tokens" | "max_completion_tokens" => {
+            // `n_predict` is llama.cpp's; unread, it would not be reduced by what was delivered.
+            "max_tokens" | "max_completion_tokens" | "n_predict" => {
                 // -1 is LM Studio's and llama.cpp's way to say no limit.
                 let most = field.integer(-1, i64::from(limits::MAX_TOKENS))?;
                 if most == 0 {
@@ -175,6 +176,7 @@ impl Reader {
             // About four bytes of English a token; the ranking needs no better.
             prompt_tokens: u32::try_from(input.weight / 4 + 1).unwrap_or(u32::MAX),
             spliceable: !(self.structured || (self.tools && !self.tools_off)),
+            other_model: false,
         };
         Ok(Parsed {
             request,

@@ -6,9 +6,11 @@
 //! [`SseBody`] drives it and puts all events that are ready at once into one write.
 
 use super::error::ApiError;
+use super::headers::{PEER, SEAM, insert};
 use super::json::{self, Members};
 use super::request::Api;
 use super::source::{ClientError, Event, PeerRef, Seam};
+use axum::http::HeaderMap;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream::BoxStream;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -212,7 +214,10 @@ impl ChunkWriter {
     }
 
     fn seam(&mut self, from: &PeerRef, to: &PeerRef, seam: Seam, gap: Duration) {
-        let line = format!(": unamesh {}\n\n", seam_text(from, to, seam, gap));
+        let line = format!(
+            ": unamesh peer-changed {}\n\n",
+            seam_text(from, to, seam, gap)
+        );
         self.buffer.put_slice(line.as_bytes());
     }
 
@@ -298,17 +303,11 @@ pub fn usage_json(usage: Usage, counted: u32) -> String {
     )
 }
 
-/// `seam=exact from=desk to=laptop gap_ms=143.2`: one line, names made harmless.
+/// `from=desk to=laptop seam=exact gap_ms=143.2`: one line, names made harmless.
 pub fn seam_text(from: &PeerRef, to: &PeerRef, seam: Seam, gap: Duration) -> String {
-    let seam = match seam {
-        Seam::Exact => "exact",
-        Seam::Continued => "continued",
-    };
-    let (from, to) = (plain(&from.name), plain(&to.name));
-    format!(
-        "seam={seam} from={from} to={to} gap_ms={:.1}",
-        gap.as_secs_f64() * 1e3
-    )
+    let (from, to, seam) = (plain(&from.name), plain(&to.name), seam.name());
+    let gap = gap.as_secs_f64() * 1e3;
+    format!("from={from} to={to} seam={seam} gap_ms={gap:.1}")
 }
 
 /// A name for a header or a comment: visible ASCII stays, anything else is percent-encoded.
@@ -324,6 +323,47 @@ pub fn plain(name: &str) -> String {
     out
 }
 
+/// What is said after a streamed answer.
+#[derive(Debug, Default)]
+pub struct Trailers {
+    /// Who answers now.
+    peer: String,
+    seams: Vec<String>,
+}
+
+impl Trailers {
+    /// Of an answer that `peer` begins.
+    pub fn new(peer: String) -> Self {
+        Trailers {
+            peer,
+            seams: Vec::new(),
+        }
+    }
+
+    fn hear(&mut self, event: &Event) {
+        if let Event::PeerChanged {
+            from,
+            to,
+            seam,
+            gap,
+            ..
+        } = event
+        {
+            self.peer = plain(&to.name);
+            self.seams.push(seam_text(from, to, *seam, *gap));
+        }
+    }
+
+    fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        insert(&mut headers, PEER, &self.peer);
+        if !self.seams.is_empty() {
+            insert(&mut headers, SEAM, &self.seams.join(", "));
+        }
+        headers
+    }
+}
+
 /// The body of a streamed answer. Dropping it (hyper does when the client is gone) drops the
 /// events, which cancels the generation.
 pub struct SseBody {
@@ -331,6 +371,8 @@ pub struct SseBody {
     writer: ChunkWriter,
     first: Option<Event>,
     ended: bool,
+    /// Taken when they are sent.
+    trailers: Option<Trailers>,
     /// The first token's way to the client.
     urgent: Urgent,
 }
@@ -353,14 +395,21 @@ impl SseBody {
         events: BoxStream<'static, Event>,
         first: Option<Event>,
         writer: ChunkWriter,
+        trailers: Option<Trailers>,
     ) -> Self {
         SseBody {
             events,
             writer,
             first,
             ended: false,
+            trailers,
             urgent: Urgent::Awaited,
         }
+    }
+
+    /// Whether trailers follow.
+    pub fn has_trailers(&self) -> bool {
+        self.trailers.is_some()
     }
 
     /// For axum.
@@ -377,6 +426,9 @@ impl SseBody {
             Some(event) => {
                 if self.urgent == Urgent::Awaited && matches!(event, Event::Token { .. }) {
                     self.urgent = Urgent::Handed;
+                }
+                if let Some(trailers) = &mut self.trailers {
+                    trailers.hear(&event);
                 }
                 self.writer.event(&event)
             }
@@ -411,12 +463,18 @@ impl Body for SseBody {
         }
         match this.writer.take() {
             Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-            None if this.ended => Poll::Ready(None),
+            None if this.ended => {
+                let trailers = this
+                    .trailers
+                    .take()
+                    .map(|t| Ok(Frame::trailers(t.headers())));
+                Poll::Ready(trailers)
+            }
             None => Poll::Pending,
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended && self.writer.waiting() == 0
+        self.ended && self.writer.waiting() == 0 && self.trailers.is_none()
     }
 }

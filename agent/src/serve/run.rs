@@ -15,6 +15,9 @@
 //! from the first moment; its `exact` is then a forecast. Should the engine say otherwise, a
 //! second `Accepted` corrects it, before the first token.
 //!
+//! Stop sequences are looked for here as well, since one that straddles a seam is seen by no
+//! engine ([`unamesh_proto::stops`]).
+//!
 //! The engine's stream and the seat are dropped with the terminal frame, or with the `Run`:
 //! that closes the engine's connection and stops its work.
 
@@ -27,12 +30,14 @@ use super::service::Active;
 use crate::engine::registry::{self, Picked};
 use crate::engine::{EngineError, EngineEvent, EngineStream};
 use futures_util::Stream;
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 use unamesh_client::transport::{BoxFuture, FrameStream, LinkError};
+use unamesh_proto::stops::{Piece, Stops};
 use unamesh_proto::wire::{
     Accepted, Chunk, Done, Draining, ErrorCode, FinishReason, GenFrame, GenerateRequest, Phase,
     Progress, Residency, Token, Usage, WireError,
@@ -56,6 +61,9 @@ pub(super) struct Run {
     seat: Option<Seat>,
     /// The index of the next token frame.
     next: u32,
+    stops: Stops,
+    /// Surely part of the answer, and not yet made a frame.
+    ready: VecDeque<Piece>,
     /// What a silent moment says.
     doing: Progress,
     quiet: Quiet,
@@ -72,6 +80,8 @@ enum Stage {
     Waiting,
     Opening(BoxFuture<Result<EngineStream, EngineError>>),
     Streaming(EngineStream),
+    /// The engine is done with; what is ready comes before this end.
+    Ending(FinishReason, Usage),
     Over,
 }
 
@@ -95,6 +105,8 @@ impl Run {
             stage: Stage::Waiting,
             seat: Some(seat),
             next: u32::try_from(request.prefix.len()).unwrap_or(u32::MAX),
+            stops: Stops::new(&request.sampling.stop, &request.prefix),
+            ready: VecDeque::new(),
             doing: Progress {
                 phase: opening_phase(picked.model.residency),
                 done: 0,
@@ -149,7 +161,7 @@ impl Run {
         }
         // An engine that delivers comes first, since nothing else is worth its cost then; one
         // that was not asked yet is not asked any more by an agent that stops.
-        let delivers = matches!(self.stage, Stage::Streaming(_));
+        let delivers = matches!(self.stage, Stage::Streaming(_) | Stage::Ending(..));
         if delivers && let Poll::Ready(frame) = self.poll_stage(cx) {
             return Poll::Ready(frame);
         }
@@ -171,8 +183,15 @@ impl Run {
     fn poll_stage(&mut self, cx: &mut Context<'_>) -> Poll<GenFrame> {
         loop {
             ready!(self.poll_hung(cx));
+            if let Some((chunk, extra)) = self.ready.pop_front() {
+                return Poll::Ready(self.token(chunk, extra));
+            }
             let event = match &mut self.stage {
                 Stage::Over => return Poll::Pending,
+                Stage::Ending(finish, usage) => {
+                    let (finish, usage) = (*finish, *usage);
+                    return Poll::Ready(self.done(finish, usage));
+                }
                 Stage::Waiting => {
                     if let Some(seat) = &mut self.seat {
                         ready!(seat.poll_taken(cx));
@@ -239,8 +258,28 @@ impl Run {
                 self.doing = Progress { phase, done, total };
                 news.then_some(GenFrame::Progress(self.doing))
             }
-            EngineEvent::Chunk { chunk, extra } => Some(self.token(chunk, extra)),
-            EngineEvent::Done { finish, usage } => Some(self.done(finish, usage)),
+            EngineEvent::Chunk { chunk, extra } => {
+                self.made(chunk, extra);
+                None
+            }
+            EngineEvent::Done { finish, usage } => {
+                self.stops.end(&mut self.ready);
+                self.stage = Stage::Ending(finish, usage);
+                None
+            }
+        }
+    }
+
+    /// The engine made a piece; a stop sequence that is now complete ends its work.
+    fn made(&mut self, chunk: Chunk, extra: String) {
+        self.meter.token(chunk.tokens);
+        self.doing = Progress {
+            phase: Phase::Generating,
+            done: self.meter.tokens(),
+            total: 0,
+        };
+        if self.stops.push(chunk, extra, &mut self.ready) {
+            self.stage = Stage::Ending(FinishReason::Stop, Usage::default());
         }
     }
 
@@ -262,12 +301,6 @@ impl Run {
             );
             return failed(ErrorCode::EngineFailed, message);
         }
-        self.meter.token(chunk.tokens);
-        self.doing = Progress {
-            phase: Phase::Generating,
-            done: self.meter.tokens(),
-            total: 0,
-        };
         let index = self.next;
         self.next += 1;
         GenFrame::Token(Token {

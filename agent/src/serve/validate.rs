@@ -40,6 +40,16 @@ fn sampling(s: &Sampling) -> Result<(), WireError> {
         let message = format!("at most {} stop sequences are allowed", limits::MAX_STOPS);
         return Err(invalid("stop", message));
     }
+    if s.stop
+        .iter()
+        .any(|stop| stop.len() > limits::MAX_STOP_BYTES)
+    {
+        let most = limits::MAX_STOP_BYTES;
+        return Err(invalid(
+            "stop",
+            format!("a stop sequence has at most {most} bytes"),
+        ));
+    }
     Ok(())
 }
 
@@ -116,6 +126,10 @@ mod tests {
         );
         assert_eq!(
             blamed(|r| r.sampling.stop = vec![String::new(); 17]),
+            Some("stop".to_owned())
+        );
+        assert_eq!(
+            blamed(|r| r.sampling.stop = vec!["x".repeat(limits::MAX_STOP_BYTES + 1)]),
             Some("stop".to_owned())
         );
     }

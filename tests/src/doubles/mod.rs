@@ -1,11 +1,15 @@
 //! Deterministic stand-ins for parts that are slow, random or absent in a test.
 
+pub mod cut_engine;
 pub mod engine_double;
 pub mod fake_logind;
+pub mod ollama_over_llama;
 pub mod path_double;
 pub mod script_engine;
 
+pub use cut_engine::CutEngine;
 pub use engine_double::{EngineDouble, Failure, Script};
 pub use fake_logind::FakeLogind;
+pub use ollama_over_llama::OllamaOverLlama;
 pub use path_double::PathDouble;
 pub use script_engine::ScriptEngine;

@@ -1,7 +1,8 @@
 //! An engine with a script, behind HTTP: an OpenAI-style server whose answer is always `w0 w1 w2 …`. Given a
 //! beginning of that answer it goes on from there, as a deterministic engine would, so the
-//! whole text proves that no token was lost or doubled on the way. Agents that run as processes
-//! of their own front this one; those inside a test take [`super::EngineDouble`].
+//! whole text proves that no token was lost or doubled on the way. Asked to go on with a count
+//! instead (an agent tries out whether it can), it goes on with a comma. Agents that run as
+//! processes of their own front this one; those inside a test take [`super::EngineDouble`].
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -142,11 +143,21 @@ async fn chat(State(shared): State<Arc<Shared>>, Json(request): Json<Value>) -> 
     } else {
         "stop"
     };
+    if is_count(&request) {
+        return stream(Script::default(), 0, 0, "stop", Some(","));
+    }
     if request["stream"] == true {
-        stream(script, first, last, finish)
+        stream(script, first, last, finish, None)
     } else {
         whole(&script, first, last, finish).await
     }
+}
+
+/// Whether it is to go on with a count, which is no part of the script.
+fn is_count(request: &Value) -> bool {
+    let last = request["messages"].as_array().and_then(|m| m.last());
+    let begun = last.filter(|message| message["role"] == "assistant");
+    begun.is_some_and(|message| message["content"].as_str().unwrap_or("").contains(','))
 }
 
 /// Tokens of the answer that the request already holds as an assistant message at its end.
@@ -164,7 +175,13 @@ fn delivered(request: &Value) -> usize {
     }
 }
 
-fn stream(script: Script, first: usize, last: usize, finish: &'static str) -> Response {
+fn stream(
+    script: Script,
+    first: usize,
+    last: usize,
+    finish: &'static str,
+    before: Option<&'static str>,
+) -> Response {
     let chunk = |delta: Value, finish: Option<&str>| {
         json!({"id": "script", "object": "chat.completion.chunk", "created": 0,
             "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
@@ -179,6 +196,8 @@ fn stream(script: Script, first: usize, last: usize, finish: &'static str) -> Re
             format!("data: {end}\n\ndata: [DONE]\n\n")
         }
     });
+    let before = before.map(|text| format!("data: {}\n\n", chunk(json!({"content": text}), None)));
+    let pieces = before.into_iter().chain(pieces);
     let paced = futures_util::stream::iter(pieces.enumerate()).then(move |(n, piece)| async move {
         if n > 0 {
             tokio::time::sleep(script.pace).await;

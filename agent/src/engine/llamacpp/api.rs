@@ -81,6 +81,12 @@ pub struct Rendered {
     pub prompt: String,
 }
 
+/// `POST /detokenize`.
+#[derive(Deserialize)]
+pub struct Content {
+    pub content: String,
+}
+
 /// `POST /tokenize`.
 #[derive(Deserialize)]
 pub struct Tokens {

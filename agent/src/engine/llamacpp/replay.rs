@@ -1,11 +1,8 @@
 //! The prompt of a continuation: rendered text, then the delivered pieces as token ids.
 
-use crate::engine::EngineError;
-use crate::engine::request;
 use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
-use serde_json::value::RawValue;
-use unamesh_proto::wire::{Chunk, GenerateRequest};
+use unamesh_proto::wire::Chunk;
 
 /// One delivered piece as the server takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,19 +36,8 @@ pub fn completed(chunk: &Chunk, tokens: &[u32]) -> Piece {
     }
 }
 
-/// The messages without the delivered prefix, which follows as token ids.
-pub fn bare_messages(request: &GenerateRequest) -> Result<Box<RawValue>, EngineError> {
-    if request.prefix.is_empty() {
-        return request::messages(request);
-    }
-    let bare = GenerateRequest {
-        prefix: Vec::new(),
-        ..request.clone()
-    };
-    request::messages(&bare)
-}
-
 /// `prompt` of `/completion`.
+#[derive(Clone, Debug)]
 pub struct Prompt {
     rendered: String,
     pieces: Vec<Piece>,
@@ -78,6 +64,18 @@ impl Prompt {
         self.pieces
             .iter()
             .all(|piece| matches!(piece, Piece::Ids(_)))
+    }
+
+    /// The same without `end`, if it ends with that as text.
+    pub fn without(&self, end: &str) -> Option<Prompt> {
+        let mut shorter = self.clone();
+        match shorter.pieces.last_mut() {
+            Some(Piece::Text(text)) if text.ends_with(end) => {
+                text.truncate(text.len() - end.len());
+                Some(shorter)
+            }
+            _ => end.is_empty().then_some(shorter),
+        }
     }
 
     fn has_ids(&self) -> bool {
@@ -147,6 +145,19 @@ mod tests {
         assert_eq!(completed(&fox, &[7, 8, 9]), Piece::Ids(vec![7, 8, 9]));
         assert_eq!(completed(&fox, &[8, 9]), Piece::Text("🦊".into()));
         assert_eq!(completed(&fox, &[7, 9, 8]), Piece::Text("🦊".into()));
+    }
+
+    #[test]
+    fn a_ragged_end_is_taken_off_text_alone() {
+        let text = Prompt::new(
+            "p".into(),
+            vec![Piece::Ids(vec![1]), Piece::Text("a b".into())],
+        );
+        let shorter = text.without(" b").unwrap();
+        assert_eq!(serde_json::to_string(&shorter).unwrap(), r#"["p",1,"a"]"#);
+        assert!(text.without("ab").is_none());
+        let ids = Prompt::new("p".into(), vec![Piece::Ids(vec![1])]);
+        assert!(ids.without(" b").is_none() && ids.without("").is_some());
     }
 
     #[test]

@@ -11,14 +11,17 @@ use unamesh_proto::wire::{Chunk, FinishReason, Usage};
 pub struct ChatLines {
     engine: String,
     model: String,
+    /// Tokens of a replayed prefix: the server counts them to the prompt, we do not.
+    replayed: u32,
 }
 
 impl ChatLines {
-    /// A reader for an answer of `model` on `engine`.
-    pub fn new(engine: &str, model: &str) -> Self {
+    /// A reader for an answer of `model` on `engine` after `replayed` tokens.
+    pub fn new(engine: &str, model: &str, replayed: u32) -> Self {
         ChatLines {
             engine: engine.to_owned(),
             model: model.to_owned(),
+            replayed,
         }
     }
 }
@@ -55,7 +58,7 @@ impl Protocol for ChatLines {
         }
         if done {
             let usage = Usage {
-                prompt_tokens: line.prompt_eval_count,
+                prompt_tokens: line.prompt_eval_count.saturating_sub(self.replayed),
                 completion_tokens: line.eval_count,
             };
             let finish = match line.done_reason.as_deref() {
@@ -98,7 +101,7 @@ mod tests {
     use super::*;
 
     fn feed(lines: &[&str]) -> Result<Vec<EngineEvent>, EngineError> {
-        let mut stream = ChatLines::new("e", "m");
+        let mut stream = ChatLines::new("e", "m", 0);
         let mut out = Out::new();
         lines
             .iter()

@@ -16,6 +16,8 @@ use unamesh_proto::wire::{Chunk, FinishReason, Usage};
 pub struct ChatStream {
     engine: String,
     model: String,
+    /// Tokens of a replayed prefix: the server counts them to the prompt, we do not.
+    replayed: u32,
     finish: Option<FinishReason>,
     usage: Usage,
     tokens: u32,
@@ -23,11 +25,12 @@ pub struct ChatStream {
 }
 
 impl ChatStream {
-    /// A reader for an answer of `model` on `engine`.
-    pub fn new(engine: &str, model: &str) -> Self {
+    /// A reader for an answer of `model` on `engine` after `replayed` tokens.
+    pub fn new(engine: &str, model: &str, replayed: u32) -> Self {
         ChatStream {
             engine: engine.to_owned(),
             model: model.to_owned(),
+            replayed,
             finish: None,
             usage: Usage::default(),
             tokens: 0,
@@ -41,7 +44,7 @@ impl ChatStream {
             return Err(complaint(&self.engine, &self.model, &error));
         }
         if let Some(usage) = event.usage {
-            self.usage.prompt_tokens = usage.prompt_tokens;
+            self.usage.prompt_tokens = usage.prompt_tokens.saturating_sub(self.replayed);
             self.usage.completion_tokens = usage.completion_tokens;
         }
         // A request has one answer (`n` is not passed on): other indexes do not occur.
@@ -49,6 +52,9 @@ impl ChatStream {
             return Ok(());
         };
         if let Some(reason) = &choice.finish_reason {
+            if matches!(reason.as_str(), "abort" | "error") {
+                return Err(ended_early(&self.engine));
+            }
             self.finish = Some(finish(reason));
         }
         let (text, extra) = choice.piece();
@@ -179,7 +185,7 @@ mod tests {
     use super::*;
 
     fn feed(lines: &[&str]) -> (Vec<EngineEvent>, Result<(), EngineError>) {
-        let mut stream = ChatStream::new("e", "m");
+        let mut stream = ChatStream::new("e", "m", 0);
         let mut out = Out::new();
         let result = lines
             .iter()
@@ -260,6 +266,23 @@ mod tests {
         let (events, result) = feed(&[r#"data: {"choices":[{"delta":{"content":"a"}}]}"#]);
         assert_eq!(events.len(), 1);
         assert_eq!(result, Err(ended_early("e")));
+        // What vLLM says of a request that it gave up.
+        let aborted = r#"data: {"choices":[{"delta":{},"finish_reason":"abort"}]}"#;
+        assert_eq!(feed(&[aborted]).1, Err(ended_early("e")));
+    }
+
+    #[test]
+    fn a_replayed_prefix_is_no_part_of_the_prompt() {
+        let mut stream = ChatStream::new("e", "m", 4);
+        let mut out = Out::new();
+        for line in [
+            r#"data: {"choices":[{"delta":{},"finish_reason":"stop"}]}"#,
+            r#"data: {"choices":[],"usage":{"prompt_tokens":12,"completion_tokens":3}}"#,
+            "data: [DONE]",
+        ] {
+            stream.line(line, &mut out).unwrap();
+        }
+        assert_eq!(Vec::from(out), [done(FinishReason::Stop, 8, 3)]);
     }
 
     #[test]
