@@ -389,7 +389,7 @@ async fn an_estimate_beyond_the_context_is_left_to_the_engine() {
 }
 
 /// Nobody with the same model is left: another one goes on if the caller allowed it.
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn another_model_goes_on_only_if_allowed() {
     for allowed in [false, true] {
         let mut home = home();
