@@ -1,7 +1,7 @@
 """The `openai` package, unchanged, against a gateway. Prints one JSON object a line.
 
     openai_client.py URL models
-    openai_client.py URL chat MODEL PROMPT      the whole answer
+    openai_client.py URL chat MODEL PROMPT      what the headers say, the whole answer
     openai_client.py URL stream MODEL PROMPT    who answers, each piece, the whole answer
     openai_client.py URL errors MODEL           what each bad request raises
 """
@@ -31,7 +31,10 @@ def models(client):
 
 
 def chat(client, model, prompt):
-    answer = client.chat.completions.create(**ask(model, prompt))
+    response = client.chat.completions.with_raw_response.create(**ask(model, prompt))
+    said = {name: response.headers.get("x-unamesh-" + name) for name in ("peer", "why", "seam")}
+    say(**said)
+    answer = response.parse()
     choice = answer.choices[0]
     say(
         text=choice.message.content,
@@ -41,9 +44,9 @@ def chat(client, model, prompt):
 
 
 def stream(client, model, prompt):
-    response = client.chat.completions.with_raw_response.create(
-        **ask(model, prompt, stream=True, stream_options={"include_usage": True})
-    )
+    # With the trailers that the gateway sends to whoever reads them: the package must not stumble.
+    options = dict(stream=True, stream_options={"include_usage": True}, extra_headers={"TE": "trailers"})
+    response = client.chat.completions.with_raw_response.create(**ask(model, prompt, **options))
     say(node=response.headers.get("x-unamesh-node"))
     text, finish, tokens = "", None, None
     for chunk in response.parse():

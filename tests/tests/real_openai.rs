@@ -114,7 +114,7 @@ async fn a_stream_survives_the_death_of_its_agent() {
 async fn an_answer_in_one_piece_survives_it_too() {
     let mut mesh = Mesh::start().await;
     let expected = mesh.openai("chat", &[PROMPT]).await.last().await;
-    let client = mesh.openai("chat", &[PROMPT]).await;
+    let mut client = mesh.openai("chat", &[PROMPT]).await;
     // The headers come with the answer, so who gives it is seen from its status.
     let (victim, _) = until("somebody answers", BUSY, async || {
         for index in [1, 2] {
@@ -127,5 +127,14 @@ async fn an_answer_in_one_piece_survives_it_too() {
     })
     .await;
     mesh.cluster.agents[victim].kill().await;
+    let said = client.next().await.unwrap();
+    // It may have died before the first token: then nothing was continued.
+    if let Some(seam) = said["seam"].as_str() {
+        assert!(seam.contains(" seam=exact gap_ms="), "{said}");
+    }
+    assert!(
+        said["peer"].is_string() && said["why"].is_string(),
+        "{said}"
+    );
     assert_eq!(client.last().await, expected);
 }
