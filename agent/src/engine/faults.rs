@@ -511,3 +511,75 @@ async fn each_api_is_recognized() {
         assert_eq!(super::detect::identify(&http).await, kind);
     }
 }
+
+/// A request in the middle of an answer.
+fn resumed(ids: &[u32]) -> Arc<GenerateRequest> {
+    let mut request = GenerateRequest::clone(&chat());
+    request.prefix = vec![unamesh_proto::wire::Chunk {
+        text: "The sea".into(),
+        ids: ids.to_vec(),
+        tokens: 1,
+    }];
+    Arc::new(request)
+}
+
+fn delta(text: &str) -> Act {
+    let line = format!(
+        "data: {{\"choices\":[{{\"delta\":{{\"content\":{text:?}}}}}]}}\n\n\
+         data: {{\"choices\":[{{\"delta\":{{}},\"finish_reason\":\"stop\"}}]}}\n\ndata: [DONE]\n\n"
+    );
+    chunk(line.as_bytes())
+}
+
+#[tokio::test]
+async fn double_that_begins_anew_declines_to_go_on() {
+    let double = Double::of(vec![(CHAT, vec![head(), delta("1, 2, 3"), end()])]).await;
+    let engine = double.engine(EngineKind::OpenAi);
+    for _ in 0..2 {
+        let refused = engine.generate(resumed(&[])).await.err();
+        assert!(
+            matches!(refused, Some(EngineError::Unsupported { .. })),
+            "{refused:?}"
+        );
+    }
+    // A new answer it takes.
+    let (texts, _) = read(engine.generate(chat()).await.unwrap()).await;
+    assert_eq!(texts, ["1, 2, 3"]);
+}
+
+#[tokio::test]
+async fn double_that_goes_on_is_asked_to() {
+    let double = Double::of(vec![(CHAT, vec![head(), delta(", 7"), end()])]).await;
+    let engine = double.engine(EngineKind::OpenAi);
+    let mut stream = engine.generate(resumed(&[])).await.unwrap();
+    let started = EngineEvent::Started { exact: false };
+    assert_eq!(stream.next().await, Some(Ok(started)));
+    assert_eq!(read(stream).await.0, [", 7"]);
+}
+
+/// Ids of another vocabulary, or counted wrongly: the server reads something else out of them.
+#[tokio::test]
+async fn llama_cpp_double_that_reads_other_words_gets_the_text() {
+    let done =
+        b"data: {\"content\":\" is\",\"tokens\":[3],\"stop\":true,\"tokens_predicted\":1}\n\n";
+    let words = [
+        (r#"{"content":"The sea"}"#, true),
+        (r#"{"content":"Der Hund"}"#, false),
+    ];
+    for (read_back, exact) in words {
+        let double = Double::of(vec![
+            (
+                "/apply-template",
+                vec![Act::Say(reply(200, r#"{"prompt":"p"}"#))],
+            ),
+            ("/detokenize", vec![Act::Say(reply(200, read_back))]),
+            ("/completion", vec![head(), chunk(done), end()]),
+        ])
+        .await;
+        let engine = double.engine(EngineKind::LlamaCpp);
+        let mut stream = engine.generate(resumed(&[7])).await.unwrap();
+        let started = EngineEvent::Started { exact };
+        assert_eq!(stream.next().await, Some(Ok(started)), "{read_back}");
+        assert_eq!(read(stream).await.0, [" is"]);
+    }
+}

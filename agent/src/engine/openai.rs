@@ -66,9 +66,9 @@ impl OpenAi {
     }
 
     /// Whether the server goes on after what an assistant message begins.
-    async fn goes_on(&self, model: &str) -> bool {
+    async fn goes_on(&self, model: &str) -> Result<bool, EngineError> {
         if let Some(seen) = self.seen.of(model) {
-            return seen;
+            return Ok(seen);
         }
         let begun = Chunk {
             text: TRIAL_BEGUN.to_owned(),
@@ -91,14 +91,20 @@ impl OpenAi {
         });
         let open = chat_opener(&self.name, self.kind, &self.http, &request);
         let trial = async { first_words(open(Start::exact(&request.prefix)).await?).await };
-        // One that is too busy or fails is tried again the next time.
-        let Ok(Ok(words)) = tokio::time::timeout(ENGINE_PREPARE, trial).await else {
-            return false;
+        // One that is late or fails is tried again the next time: that says nothing.
+        let words = match tokio::time::timeout(ENGINE_PREPARE, trial).await {
+            Ok(words) => words?,
+            Err(_) => {
+                return Err(EngineError::Failed {
+                    engine: self.name.clone(),
+                    reason: "did not answer a trial in time".to_owned(),
+                });
+            }
         };
         let goes_on = words.starts_with(',');
         tracing::info!(engine = self.name, model, goes_on, "tried a continuation");
         self.seen.note(model, goes_on);
-        goes_on
+        Ok(goes_on)
     }
 
     async fn models(&self) -> Result<Vec<ModelAdvert>, EngineError> {
@@ -153,7 +159,7 @@ impl Engine for OpenAi {
         if request.kind == InputKind::Text {
             return text(&self.name, &self.http, &request, &self.seen).await;
         }
-        if !request.prefix.is_empty() && !self.goes_on(&request.model).await {
+        if !request.prefix.is_empty() && !self.goes_on(&request.model).await? {
             return Err(declined(&self.name));
         }
         chat(&self.name, self.kind, &self.http, &request, &self.seen).await
