@@ -43,7 +43,7 @@ impl Transport for Services {
         Box::pin(async move {
             match open {
                 Open::Generate(request) => service.open_local(request),
-                Open::Attach(_) => Err(LinkError::Lost("nothing is lost here".to_owned())),
+                _ => Err(LinkError::Lost("nothing is lost here".to_owned())),
             }
         })
     }
@@ -76,8 +76,8 @@ impl Direct {
         }
         let table = Snapshot {
             version: 1,
-            me: None,
             peers,
+            ..Snapshot::default()
         };
         Direct {
             table: watch::Sender::new(Arc::new(table)),
