@@ -10,7 +10,8 @@
 //! dies is never short of hedges; one in which the originals go on after all soon is. A refused
 //! session asks again every [`HEDGE_RETRY`](crate::timeouts::HEDGE_RETRY), for what came back
 //! meanwhile. A retry after a closed stream, a planned leave, a slow dial and a reattachment
-//! are no hedges: no engine works twice for them.
+//! are no hedges: no engine works twice for them. Nor is a backup after
+//! [`SILENCE_SURE`](crate::timeouts::SILENCE_SURE) of silence: that is evidence, no guess.
 
 use crate::limits::{HEDGE_BURST, HEDGE_SHARE};
 use crate::session::Note;

@@ -28,6 +28,10 @@ pub const FRESH_PATH_EVERY: Duration = Duration::from_secs(1);
 /// A silent attempt that nobody could stand in for is given up: the connection's own idle
 /// time-out has passed, with a margin.
 pub const SILENCE_GIVE_UP: Duration = Duration::from_secs(6);
+/// After so much silence a backup is no hedge any more and needs no leave: the table doubts the
+/// peer too ([`TABLE_SUSPECT`]), and a caller of many waits no longer because their hedges are
+/// spent.
+pub const SILENCE_SURE: Duration = Duration::from_millis(1500);
 /// A stalled attempt that nobody could stand in for is given up after this at the earliest.
 pub const STALL_GIVE_UP: Duration = Duration::from_secs(60);
 /// No token although frames come: never before this, while too little is known of the engine,

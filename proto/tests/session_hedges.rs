@@ -7,7 +7,7 @@ use session_bench::*;
 use std::time::Duration;
 use unamesh_proto::session::{AttemptId, Closed, Config, Effect, Input, Note, Session};
 use unamesh_proto::timeouts::{
-    DIAL_SUSPECT, HEDGE_RETRY, SILENCE_MAX, SILENCE_MIN, STALL_GAP_MIN, STALL_MIN,
+    DIAL_SUSPECT, HEDGE_RETRY, SILENCE_MAX, SILENCE_MIN, SILENCE_SURE, STALL_GAP_MIN, STALL_MIN,
 };
 use unamesh_proto::wire::{Draining, ErrorCode, GenFrame};
 
@@ -101,6 +101,35 @@ fn a_hedge_needs_leave_and_a_retry_or_a_farewell_does_not() {
     bench.input(Input::Closed(AttemptId(2), Closed::Ended));
     bench.input(Input::Closed(AttemptId(3), Closed::Ended));
     assert_eq!(bench.opened.len(), 5, "nor is a retry");
+}
+
+#[test]
+fn after_a_long_silence_a_backup_needs_no_leave() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.hedges = 0;
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.pass(SILENCE_SURE - Duration::from_millis(1));
+    assert_eq!(bench.opened.len(), 1, "every hedge is spent");
+    bench.pass(HEDGE_RETRY);
+    assert_eq!(bench.opened.len(), 2, "it is as good as dead");
+    bench.accepted(1);
+    bench.token(1, 1, "two ");
+    assert_eq!(bench.hedges, 0, "nothing was spent, nothing is given back");
+}
+
+#[test]
+fn after_a_long_silence_with_nobody_else_news_are_waited_for() {
+    let mut bench = Bench::new(&[1], true);
+    bench.hedges = 0;
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.pass(SILENCE_SURE + HEDGE_RETRY);
+    let asked = bench.asked;
+    assert!(bench.session.is_waiting());
+    bench.pass(HEDGE_RETRY * 4);
+    assert_eq!(bench.asked, asked, "no hedge is asked for any more");
+    assert_eq!(bench.opened.len(), 1);
 }
 
 #[test]

@@ -36,9 +36,9 @@ const EVERY: Duration = Duration::from_secs(5);
 /// A client that got an error asks again after this.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Nothing that a client waits for may take longer. On a machine so busy that live peers seem
-/// silent the hedges are spent, and one that is dead is only found out by `SILENCE_GIVE_UP`;
-/// then another is dialed.
-const BOUND: Duration = timeouts::SILENCE_GIVE_UP.saturating_add(timeouts::DIAL);
+/// silent the hedges are spent, and one that is dead is only found out by `SILENCE_SURE`; then
+/// another is dialed.
+const BOUND: Duration = timeouts::SILENCE_SURE.saturating_add(timeouts::DIAL);
 /// Of a hundred answers the slowest waits about so long: an engine's stall that nobody has
 /// learned yet, and the backup after it.
 const USUAL: Duration = timeouts::STALL_MIN.saturating_mul(2);

@@ -74,8 +74,8 @@ pub struct Session {
     pub(super) waiting_until: Option<Mono>,
     /// A hedge is paid for and not dispatched yet.
     pub(super) granted: bool,
-    /// When a hedge was asked for last.
-    pub(super) asked: Mono,
+    /// When a hedge was asked for, while the answer is not yes.
+    pub(super) asked: Option<Mono>,
     pub(super) started: bool,
     /// Of the latest producer's weights; empty = unknown.
     pub(super) digest: String,
@@ -107,7 +107,7 @@ impl Session {
             last_rank: now,
             waiting_until: None,
             granted: false,
-            asked: now,
+            asked: None,
             started: false,
             digest: String::new(),
             ended: false,

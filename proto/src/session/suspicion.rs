@@ -5,7 +5,7 @@ use super::machine::{NEVER, Session};
 use super::{Effect, Note, Reason};
 use crate::ids::NodeId;
 use crate::time::Mono;
-use crate::timeouts::HEDGE_RETRY;
+use crate::timeouts::{HEDGE_RETRY, SILENCE_SURE};
 
 impl Session {
     pub(super) fn peer_going(&mut self, node: NodeId, now: Mono) {
@@ -58,30 +58,35 @@ impl Session {
             return;
         }
         if self.granted || !self.would_hedge() {
+            self.asked = None;
             return self.rank();
         }
-        self.asked = self.now;
+        self.asked = Some(self.now);
         self.effects.push_back(Effect::Hedge);
     }
 
     /// A backup now would work beside an engine that may only look hung. One beside a peer that
-    /// leaves, is dialed or is reattached to would not.
+    /// leaves, is dialed, is reattached to or has been silent for [`SILENCE_SURE`] would not.
     pub(super) fn would_hedge(&self) -> bool {
         self.attempts.iter().any(|a| {
-            let looks_hung = matches!(a.suspect, Some(Reason::Silence | Reason::Stall));
+            let looks_hung = match a.suspect {
+                Some(Reason::Silence) => self.now.since(a.heard) < SILENCE_SURE,
+                Some(Reason::Stall) => true,
+                _ => false,
+            };
             looks_hung && !a.reattaches() && !a.draining
         })
     }
 
-    /// When to ask for a hedge again, if one was refused.
+    /// When to ask for a hedge again, or to go without, if one was refused.
     pub(super) fn next_hedge(&self) -> Option<Mono> {
-        let refused = self.wants_backup() && self.would_hedge() && !self.granted;
-        refused.then(|| self.asked + HEDGE_RETRY)
+        let refused = self.asked.filter(|_| self.wants_backup() && !self.granted);
+        refused.map(|asked| asked + HEDGE_RETRY)
     }
 
     /// The hedge that was asked for is paid for.
     pub(super) fn may_hedge(&mut self) {
-        self.granted = true;
+        (self.granted, self.asked) = (true, None);
         if self.wants_backup() {
             self.rank();
         } else {
