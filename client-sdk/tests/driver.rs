@@ -223,11 +223,18 @@ async fn a_silent_peer_is_replaced_and_the_change_is_told() {
         let event = next(&mut generation).await;
         (generation, event)
     });
-    let (node, open, backup) = home.opened.recv().await.unwrap();
-    assert_eq!(node, id(2));
-    let Open::Generate(request) = open else {
-        panic!("a new generation")
-    };
+    // Its generation is asked for over a fresh path, which is as dead, and a backup is begun.
+    let (mut fresh, mut backup) = (None, None);
+    while fresh.is_none() || backup.is_none() {
+        match home.opened.recv().await.unwrap() {
+            (node, Open::Reattach { .. }, frames) => fresh = Some((node, frames)),
+            (node, Open::Generate(request), frames) => backup = Some((node, request, frames)),
+            (_, open, _) => panic!("{open:?}"),
+        }
+    }
+    let (fresh, _silent) = fresh.unwrap();
+    let (node, request, backup) = backup.unwrap();
+    assert_eq!((fresh, node), (id(1), id(2)));
     assert_eq!(request.prefix.len(), 1);
     backup.send(accepted()).unwrap();
     backup.send(token(1, "two")).unwrap();
@@ -243,8 +250,8 @@ async fn a_silent_peer_is_replaced_and_the_change_is_told() {
     );
     assert_eq!(
         *home.closed.lock().unwrap(),
-        [id(1)],
-        "the frozen stream was reset"
+        [id(1), id(1)],
+        "both streams to the frozen peer were reset"
     );
     assert!(matches!(
         next(&mut generation).await,
