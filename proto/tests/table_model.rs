@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use unamesh_proto::table::{Liveness, Merged, Table, TableEvent, Verdict};
+use unamesh_proto::table::{Liveness, Merged, Peer, Table, TableEvent, Verdict};
 use unamesh_proto::testing::{WALL_MS, addr, advert_of, node, unsigned};
 use unamesh_proto::timeouts::{
     PROBE_EVERY, TABLE_DOWN, TABLE_DOWN_ALONE, TABLE_FORGET, TABLE_SUSPECT, TOMBSTONE,
@@ -50,6 +50,7 @@ enum Op {
     HintSilent {
         n: u32,
     },
+    Woke,
     Wait(Duration),
 }
 
@@ -74,6 +75,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (n.clone(), 10u32..15, any::<bool>())
             .prop_map(|(n, by, alive)| Op::Indirect { n, by, alive }),
         1 => n.prop_map(|n| Op::HintSilent { n }),
+        1 => Just(Op::Woke),
         6 => wait.prop_map(|ms| Op::Wait(Duration::from_millis(ms))),
     ]
 }
@@ -91,6 +93,8 @@ struct Model {
     doubted: bool,
     /// Another reached it then; its end is counted from there.
     vouched: Mono,
+    /// This machine woke then and had not heard it since; nobody is evicted for the time before.
+    woke: Mono,
     /// Who could not reach it either, since then; nobody any more once somebody could.
     denied: BTreeSet<NodeId>,
     buried: Option<(Mark, Mono)>,
@@ -156,7 +160,7 @@ impl Model {
 
     fn pass_time(&mut self, now: Mono) {
         let over = TABLE_DOWN + TABLE_FORGET;
-        let last = self.heard.max(self.vouched);
+        let last = self.heard.max(self.vouched).max(self.woke);
         if let Some(mark) = self.word.filter(|_| now.since(last) >= over) {
             *self = Model {
                 buried: Some((mark, now + TOMBSTONE)),
@@ -169,7 +173,7 @@ impl Model {
     fn allows(&self, liveness: Liveness, now: Mono) -> bool {
         let silent = now.since(self.heard);
         match liveness {
-            Liveness::Down => silent >= TABLE_DOWN,
+            Liveness::Down => now.since(self.heard.max(self.woke)) >= TABLE_DOWN,
             Liveness::Suspect => {
                 // How long others' words and our own absence may put it off is not modelled.
                 let excused = self.ever_alive || silent < TABLE_DOWN;
@@ -261,9 +265,27 @@ impl Run {
                 model.doubted |= now.since(model.heard) >= PROBE_EVERY;
                 self.table.hint_silent(node(n), now);
             }
+            Op::Woke => self.wake(),
             Op::Wait(span) => self.wait(now + span),
         }
         self.check();
+    }
+
+    /// Everybody who was there is a suspect, unless just heard.
+    fn wake(&mut self) {
+        let before = self.table.snapshot();
+        self.table.woke(self.now, self.now);
+        self.table.changed();
+        let after = self.table.snapshot();
+        for (id, model) in &mut self.model {
+            let was_there = |p: &Peer| p.liveness != Liveness::Down;
+            let there = model.ever_alive && before.get(id).is_some_and(|p| was_there(p));
+            if there && model.heard < self.now {
+                (model.doubted, model.woke) = (true, self.now);
+                model.denied.clear();
+                assert_eq!(after.get(id).unwrap().liveness, Liveness::Suspect);
+            }
+        }
     }
 
     /// Goes from wake-up to wake-up, as the owner of a table does.

@@ -60,8 +60,6 @@ fn plan(args: &DrillArgs) -> Plan {
     cases.dedup();
     if cases.is_empty() {
         cases = Case::ALL.to_vec();
-        // Nodes cannot come back from a drain yet: a peer refuses to play it.
-        cases.retain(|case| args.local || *case != Case::Drain);
     }
     let usual = if args.local {
         TRIALS_LOCAL

@@ -1,13 +1,14 @@
 //! What serving needs of the mesh around it.
 
 use super::links::Met;
-use super::presence::Phase;
+use super::presence::{Phase, Presence, Why};
 use super::probe::Helper;
 use super::table::{Input, TableHandle};
 use super::verify::Verifier;
 use crate::serve::Hooks;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 use tracing::debug;
 use unamesh_client::endpoint::canonical;
@@ -27,8 +28,8 @@ pub struct NodeHooks {
     pub own: watch::Receiver<Arc<SignedAdvert>>,
     /// With whom words were exchanged.
     pub met: Met,
-    /// Its state.
-    pub phase: watch::Receiver<Phase>,
+    /// Whether it takes requests.
+    pub presence: Arc<Presence>,
     /// Who probes for others.
     pub helper: Arc<Helper>,
 }
@@ -78,7 +79,16 @@ impl Hooks for NodeHooks {
     }
 
     fn state(&self) -> NodeState {
-        self.phase.borrow().state
+        self.presence.now().state
+    }
+
+    fn pause(&self, long: Duration) -> bool {
+        // One that drains already has nothing to show.
+        let up = self.presence.now() == Phase::UP;
+        if up {
+            self.presence.pause(Why::Drill, Some(long));
+        }
+        up
     }
 
     fn probe_for(

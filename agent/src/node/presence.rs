@@ -44,6 +44,16 @@ pub enum Why {
     Battery,
     /// It is too hot.
     Hot,
+    /// It plays a fire drill.
+    Drill,
+}
+
+impl Why {
+    /// Whether a pause for this ends at the time that was set for it. The others end with their
+    /// reason.
+    fn ends_in_time(self) -> bool {
+        matches!(self, Why::Asked | Why::Drill)
+    }
 }
 
 /// Where this node is in its life.
@@ -118,9 +128,12 @@ impl Reasons {
         Phase { state, drain }
     }
 
-    /// When the owner's pause is over. The other pauses end with their reason.
-    fn next_end(&self) -> Option<Instant> {
-        self.pauses.get(&Why::Asked).copied().flatten()
+    /// Which pause is over next, and when.
+    fn next_end(&self) -> Option<(Instant, Why)> {
+        let timed = self.pauses.iter().filter(|(why, _)| why.ends_in_time());
+        timed
+            .filter_map(|(why, until)| until.map(|at| (at, *why)))
+            .min()
     }
 }
 
@@ -169,7 +182,9 @@ impl Presence {
         })
     }
 
-    /// From now on nothing new is taken, for `long` or until [`Presence::resume`].
+    /// From now on nothing new is taken, for `long` or until [`Presence::resume`]. Only an
+    /// owner's pause and a drill's end by themselves; to the others `long` is what running
+    /// answers are told.
     pub fn pause(&self, why: Why, long: Option<Duration>) {
         let until = long.map(|long| Instant::now() + long);
         self.change(|reasons| {
@@ -195,7 +210,7 @@ impl Presence {
         });
     }
 
-    /// Ends the owner's pause when its time has come. Runs until `stop`.
+    /// Ends pauses whose time has come. Runs until `stop`.
     pub async fn keep_time(self: Arc<Self>, stop: CancellationToken) {
         let mut phase = self.phase();
         let keeping = async {
@@ -204,15 +219,18 @@ impl Presence {
                 let end = self.lock(|reasons| reasons.next_end());
                 let over = async {
                     match end {
-                        Some(at) => tokio::time::sleep_until(at).await,
+                        Some((at, why)) => {
+                            tokio::time::sleep_until(at).await;
+                            why
+                        }
                         None => std::future::pending().await,
                     }
                 };
                 tokio::select! {
                     // We hold the sender.
                     _ = phase.changed() => {}
-                    () = over => {
-                        self.resume(Why::Asked);
+                    why = over => {
+                        self.resume(why);
                     }
                 }
             }
@@ -313,12 +331,15 @@ mod tests {
     }
 
     #[test]
-    fn only_the_owners_pause_ends_by_itself() {
+    fn only_an_owners_and_a_drills_pause_end_by_themselves() {
         let mut reasons = Reasons::default();
         let now = Instant::now();
         reasons.pauses.insert(Why::Sleep, Some(now));
         assert_eq!(reasons.next_end(), None);
-        reasons.pauses.insert(Why::Asked, Some(now));
-        assert_eq!(reasons.next_end(), Some(now));
+        let later = now + Duration::from_secs(1);
+        reasons.pauses.insert(Why::Asked, Some(later));
+        assert_eq!(reasons.next_end(), Some((later, Why::Asked)));
+        reasons.pauses.insert(Why::Drill, Some(now));
+        assert_eq!(reasons.next_end(), Some((now, Why::Drill)));
     }
 }

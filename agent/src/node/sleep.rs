@@ -4,16 +4,20 @@
 //! every peer, and lets go of the machine. Peers remember the goodbye: nothing of this epoch
 //! makes the sleeper look alive again.
 //!
-//! **After:** every connection is closed, since its other end has given it up, and dialed anew;
-//! a new epoch begins, whose first advert carries the addresses of now; multicast DNS announces
-//! them; and the probes of all peers tell within seconds who is still there.
+//! **After:** every peer is a suspect until it speaks ([`Table::woke`]); every connection is
+//! closed, since its other end has given it up, and dialed anew; a new epoch begins, whose first
+//! advert carries the addresses of now; multicast DNS announces them; and the probes of all peers
+//! tell within seconds who is still there.
 //!
 //! A sleep that nobody announced ends in the same wake: the clocks tell ([`Clocks`]). One that
 //! was announced and did not come ends after [`STILL_AWAKE`].
+//!
+//! [`Table::woke`]: unamesh_proto::table::Table::woke
 
 use super::events::Events;
 use super::life::Life;
 use super::presence::{Presence, Why, millis};
+use super::table::{Input, TableHandle};
 use crate::power::slept::{Clocks, LOOK_EVERY, SLEPT};
 use crate::power::{Hold, PowerEvent, SLEEP_DRAIN};
 use crate::serve::Service;
@@ -41,6 +45,7 @@ pub(super) struct Sleeper {
     pub(super) presence: Arc<Presence>,
     pub(super) service: Arc<Service>,
     pub(super) life: Arc<Life>,
+    pub(super) table: TableHandle,
     pub(super) pool: Arc<Pool>,
     pub(super) events: Events,
     /// The state of the word that every peer has heard.
@@ -120,7 +125,9 @@ impl Sleeper {
     }
 
     fn wake(&self, slept: Duration, noticed_by: &str) {
-        // In this order: the new epoch's first word goes over new connections.
+        // In this order: whom a new connection reaches is no suspect any more, and the new
+        // epoch's first word goes over new connections.
+        self.table.tell(Input::Woke(clock::mono()));
         self.pool.reconnect();
         self.life.renew(clock::wall());
         let (epoch, slept_ms) = (self.life.epoch(), millis(slept));

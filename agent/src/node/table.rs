@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 use unamesh_client::clock;
 use unamesh_client::pool::PathReport;
-use unamesh_proto::NodeId;
 use unamesh_proto::table::{Counters, Liveness, Merged, Peer, Snapshot, Table, TableEvent};
 use unamesh_proto::wire::{Advert, SignedAdvert};
+use unamesh_proto::{Mono, NodeId};
 
 /// Inputs that may wait. A sender that finds it full waits, or drops what repeats itself.
 const QUEUE: usize = 1024;
@@ -43,6 +43,8 @@ pub enum Input {
     },
     /// A candidate address.
     Hint(NodeId, SocketAddr),
+    /// This machine woke from sleep, at that time.
+    Woke(Mono),
     /// What another says of a peer that was doubted.
     Opinion {
         /// The peer.
@@ -187,6 +189,7 @@ impl TableTask {
                 direct,
             } => self.merge(*advert, *signed, direct),
             Input::Hint(node, addr) => self.table.hint(node, addr, clock::mono()),
+            Input::Woke(at) => self.table.woke(at, clock::mono()),
             Input::Opinion { node, by, reached } => {
                 self.table.indirect(node, by, reached, clock::mono());
             }

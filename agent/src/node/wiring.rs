@@ -266,6 +266,7 @@ impl Wiring {
             presence: Arc::clone(&mesh.presence),
             service: Arc::clone(&self.service),
             life: Arc::clone(&opened.life),
+            table: mesh.table.clone(),
             pool: Arc::clone(&mesh.pool),
             events: mesh.events.clone(),
             said,
@@ -284,7 +285,7 @@ impl Wiring {
             verifier: Arc::clone(&mesh.verifier),
             own: mesh.own.clone(),
             met: mesh.met.clone(),
-            phase: mesh.presence.phase(),
+            presence: Arc::clone(&mesh.presence),
             helper: Helper::new(Arc::clone(&mesh.pool), mesh.table.snapshot()),
         });
         let service = Arc::clone(&self.service);

@@ -40,7 +40,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
-use unamesh_proto::table::Snapshot;
+use unamesh_proto::table::{Liveness, Snapshot};
 use unamesh_proto::wire::{Addr, ErrorCode, Probe, ProbeReply, Role, StreamKind, WireError};
 use unamesh_proto::{Mono, NodeId, limits, timeouts};
 
@@ -347,11 +347,15 @@ impl Pool {
         let mut table = self.table.clone();
         let mut race = Race::new(&self.endpoint, node.dns_name(), self.addresses(node, below));
         let (mut errors, mut won) = (Vec::new(), false);
+        let mut seen = self.life(node);
         loop {
             let next = tokio::select! {
                 next = race.next() => next,
                 Ok(()) = table.changed() => {
-                    race.add(self.addresses(node, below));
+                    let (addrs, life) = (self.addresses(node, below), self.life(node));
+                    let anew = life != seen && life.is_some_and(|(_, alive)| alive);
+                    seen = life;
+                    if anew { race.again(addrs) } else { race.add(addrs) }
                     continue;
                 }
             };
@@ -367,6 +371,13 @@ impl Pool {
             }
         }
         (!won).then(|| unreachable(node, errors))
+    }
+
+    /// Which life of `node` the table knows, and whether it shows.
+    fn life(&self, node: NodeId) -> Option<(u64, bool)> {
+        let table = self.table.borrow();
+        let peer = table.get(&node)?;
+        Some((peer.advert.epoch, peer.liveness == Liveness::Alive))
     }
 
     /// Where `node` may be, best first, on paths of a rank below `below`.

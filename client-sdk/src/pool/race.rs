@@ -3,7 +3,9 @@
 //! The addresses start in order of preference, [`timeouts::RACE_STEP`] apart, or at once when
 //! the one before has failed. So a good first path is the only one tried, and a dead first
 //! path costs one step, not its time-out. An address that is learned while the race is on runs
-//! at once: those before it may be of a process that is no more.
+//! at once: those before it may be of a process that is no more. If the peer shows life anew, all
+//! are dialed once more: what was sent before went to nobody, and the handshake's own next
+//! repetition may be a second away.
 
 use super::kind_rank;
 use crate::endpoint::{CLOSE_NORMAL, link_error};
@@ -29,6 +31,8 @@ pub(crate) struct Race {
     /// The ranks of those that run.
     ranks: Vec<u8>,
     next_start: Instant,
+    /// When all addresses were started last.
+    began: Instant,
     /// Paths of this rank or worse are of no interest any more.
     worst: u8,
 }
@@ -44,6 +48,7 @@ impl Race {
             running: FuturesUnordered::new(),
             ranks: Vec::new(),
             next_start: Instant::now(),
+            began: Instant::now(),
             worst: u8::MAX,
         }
     }
@@ -56,6 +61,17 @@ impl Race {
                 self.start(addr);
             }
         }
+    }
+
+    /// The peer shows life anew: unless an answer may still be on its way, all `addrs` start
+    /// once more, at once and beside those that run.
+    pub(crate) fn again(&mut self, addrs: Vec<SocketAddr>) {
+        if self.began.elapsed() >= timeouts::INITIAL_RTT {
+            self.began = Instant::now();
+            self.known.clear();
+            self.waiting.clear();
+        }
+        self.add(addrs);
     }
 
     /// A path won: from now on only better ones are of interest.

@@ -4,6 +4,7 @@ use crate::test_net::{PATIENCE, Seen, Server, bind, request, soon, table, whole_
 use crate::transport::{FrameStream, Open, Transport};
 use std::future::poll_fn;
 use std::net::UdpSocket;
+use unamesh_proto::table::Peer;
 use unamesh_proto::wire::{Attach, GenFrame};
 
 /// A client with its own pool.
@@ -198,6 +199,37 @@ async fn an_address_learned_while_dialing_is_tried_at_once() {
     let (connection, ()) = soon(async { tokio::join!(dialing, learned) }).await;
     connection.unwrap();
     assert!(start.elapsed() < timeouts::DIAL, "{:?}", start.elapsed());
+}
+
+/// Which dial the next datagram at `socket` belongs to: its first connection id.
+async fn dial_at(socket: &tokio::net::UdpSocket) -> Vec<u8> {
+    let mut datagram = [0; 2048];
+    socket.recv(&mut datagram).await.unwrap();
+    let length = usize::from(datagram[5]);
+    datagram[6..6 + length].to_vec()
+}
+
+#[tokio::test]
+async fn a_peer_that_shows_life_anew_while_it_is_dialed_is_dialed_anew() {
+    let ca = TestCa::new();
+    let node = ca.member(Role::Agent).node();
+    let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let client = Client::new(&ca, &[(node, &[silent.local_addr().unwrap()])]);
+    let restarted = async {
+        let first = dial_at(&silent).await;
+        tokio::time::sleep(timeouts::INITIAL_RTT).await;
+        let mut table = Snapshot::clone(&client.table.borrow());
+        let mut peer = Peer::clone(&table.peers[0]);
+        Arc::make_mut(&mut peer.advert).epoch += 1;
+        table.peers = vec![Arc::new(peer)];
+        client.table.send_replace(Arc::new(table));
+        // Repetitions of the first dial carry its own connection id.
+        while dial_at(&silent).await == first {}
+    };
+    tokio::select! {
+        ended = client.pool.connection(node) => panic!("no second dial: {:?}", ended.err()),
+        () = soon(restarted) => {}
+    }
 }
 
 #[tokio::test]

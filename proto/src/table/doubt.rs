@@ -14,6 +14,8 @@
 //!   ([`TableEvent::CutOff`]): they stay suspects, since it says nothing of them. The first
 //!   sign of life ends it ([`TableEvent::Online`]), and the others' silence counts from there.
 //!   After [`TABLE_CUT_OFF`] they age as usual, so that callers learn soon that nobody is there.
+//! - When **this machine woke** from sleep ([`Table::woke`]) nothing is known of those who were
+//!   there before: they are suspects until they speak, and their silence counts from the wake.
 //!
 //! [`DOUBT_EVERY`]: crate::timeouts::DOUBT_EVERY
 //! [`TABLE_DOWN`]: crate::timeouts::TABLE_DOWN
@@ -73,11 +75,33 @@ impl Table {
         self.cut_off.is_some()
     }
 
+    /// This machine woke from sleep at `at`: who has not been heard since is a suspect until its
+    /// next sign of life, and nobody is evicted because of the sleep.
+    pub fn woke(&mut self, at: Mono, now: Mono) {
+        // Whether we are cut off, too, has to show anew.
+        self.cut_off = None;
+        let mut unsure = Vec::new();
+        for (node, entry) in &mut self.entries {
+            if entry.is_awake() && entry.heard() < at {
+                entry.woke(at);
+                unsure.push(*node);
+            }
+        }
+        for node in unsure {
+            self.settle(node, now);
+            // Only now: a new suspect would be asked about at once.
+            if let Some(entry) = self.entries.get_mut(&node) {
+                entry.spare_from(at);
+            }
+        }
+        self.consult(now);
+    }
+
     /// When it shows that we are cut off, if nobody speaks before.
     pub(super) fn cut_off_at(&self) -> Option<Mono> {
         let awake = self.entries.values().filter(|e| e.is_awake());
         let (count, latest) = awake.fold((0, Mono::ZERO), |(count, latest), e| {
-            (count + 1, latest.max(e.heard()))
+            (count + 1, latest.max(e.silent_since()))
         });
         (count >= 2 && !self.is_cut_off()).then(|| latest + TABLE_SUSPECT)
     }

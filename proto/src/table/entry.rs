@@ -44,8 +44,10 @@ pub(super) struct Entry {
     vouched: Mono,
     /// The helpers that could not reach it either, since then.
     denied: Vec<NodeId>,
-    /// Its silence counts from here at the earliest: we were cut off.
+    /// Its silence counts from here at the earliest: we were cut off or asleep.
     spared: Mono,
+    /// When we woke from sleep, and had not heard it since.
+    woke: Mono,
     /// Not down before this: we are cut off.
     spared_until: Mono,
     /// When others are to be asked about it.
@@ -82,6 +84,7 @@ impl Entry {
             vouched: Mono::ZERO,
             denied: Vec::new(),
             spared: Mono::ZERO,
+            woke: Mono::ZERO,
             spared_until: Mono::ZERO,
             doubt_from: Mono::ZERO,
             liveness: Liveness::Suspect,
@@ -97,6 +100,11 @@ impl Entry {
     /// When it last gave a sign of life.
     pub fn heard(&self) -> Mono {
         self.heard
+    }
+
+    /// From when on its silence says something.
+    pub fn silent_since(&self) -> Mono {
+        self.heard.max(self.spared)
     }
 
     /// How long it had been silent when it last gave a sign of life.
@@ -198,7 +206,7 @@ impl Entry {
     }
 
     fn forgotten_at(&self) -> Mono {
-        self.heard.max(self.vouched) + (TABLE_DOWN + TABLE_FORGET)
+        self.heard.max(self.vouched).max(self.woke) + (TABLE_DOWN + TABLE_FORGET)
     }
 
     /// When silence makes it down; see `doubt.rs`.
@@ -206,7 +214,7 @@ impl Entry {
         if !self.was_alive {
             return self.heard + TABLE_DOWN;
         }
-        let since = self.heard.max(self.vouched).max(self.spared);
+        let since = self.silent_since().max(self.vouched);
         let patience = match self.denied.is_empty() {
             false => TABLE_DOWN,
             true => TABLE_DOWN_ALONE,
@@ -282,13 +290,18 @@ impl Entry {
         self.spared_until = until;
     }
 
-    /// We are back since `now`: its silence counts from here, and it may speak before others
+    /// We are back, or awake, since `now`: its silence counts from here, and it may speak before others
     /// are asked.
     pub fn spare_from(&mut self, now: Mono) {
         (self.spared, self.spared_until) = (now, Mono::ZERO);
         self.doubt_from = now + DOUBT_EVERY;
         self.asked = false;
         self.denied.clear();
+    }
+
+    /// We woke from sleep at `at`: whether it is there has to show anew.
+    pub fn woke(&mut self, at: Mono) {
+        (self.doubt, self.woke, self.spared) = (true, at, at);
     }
 
     /// When time alone changes it next.

@@ -247,6 +247,41 @@ fn a_node_that_stays_cut_off_says_so_in_the_end() {
 }
 
 #[test]
+fn after_a_sleep_all_are_suspects_until_they_speak_and_nobody_is_evicted_for_it() {
+    const WAKE: u64 = 3_600_000;
+    let mut t = meshed(3);
+    // One was quicker than the table.
+    t.0.probe_ok(node(3), addr(3), rtt(300), at(WAKE + 5));
+    t.0.woke(at(WAKE), at(WAKE + 10));
+    assert_eq!(t.events(), [suspect(1, WAKE + 10), suspect(2, WAKE + 10)]);
+    assert_eq!(t.liveness(1, WAKE + 10), Some(Liveness::Suspect));
+    assert_eq!(t.liveness(3, WAKE + 10), Some(Liveness::Alive));
+    speaks(&mut t, 1, WAKE + 400);
+    assert_eq!(t.events(), [back(1, WAKE + 400)]);
+    for ms in [1000, 2000, 3000] {
+        speaks(&mut t, 1, WAKE + ms);
+    }
+    assert_eq!(t.liveness(2, WAKE + 3999), Some(Liveness::Suspect));
+    assert_eq!(t.events()[0], TableEvent::Doubt(node(2)));
+    assert_eq!(t.liveness(2, WAKE + 4000), Some(Liveness::Down));
+    assert!(
+        t.events()
+            .contains(&down(2, WAKE + 4000, Verdict::NoAnswer))
+    );
+}
+
+#[test]
+fn a_node_that_wakes_without_a_network_is_cut_off_once_that_shows() {
+    const WAKE: u64 = 3_600_000;
+    let mut t = meshed(2);
+    t.0.woke(at(WAKE), at(WAKE));
+    assert_eq!(t.liveness(1, WAKE + 1499), Some(Liveness::Suspect));
+    assert!(!t.0.is_cut_off());
+    assert_eq!(t.liveness(1, WAKE + 1500), Some(Liveness::Suspect));
+    assert!(t.0.is_cut_off());
+}
+
+#[test]
 fn what_another_says_of_silence_ranks_a_peer_last_and_no_more() {
     let mut t = meshed(2);
     t.0.hint_silent(node(1), at(999));
