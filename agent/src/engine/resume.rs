@@ -63,8 +63,13 @@ impl Start {
         let mut end = 0;
         let (mut sent_tokens, mut again_tokens) = (0_u32, 0_u32);
         for chunk in prefix {
+            let begin = end;
             end += chunk.text.len();
-            let tokens = if end <= at {
+            // Of a piece that reaches over `at` by white space alone, that will come with the
+            // next word: it takes no token of its own.
+            let over = chunk.text.get(at.saturating_sub(begin)..);
+            let over_by_a_blank = begin < at && over.is_some_and(|o| o.trim().is_empty());
+            let tokens = if end <= at || over_by_a_blank {
                 &mut sent_tokens
             } else {
                 &mut again_tokens
@@ -378,6 +383,11 @@ mod tests {
             ("The", " sea is")
         );
         assert_eq!((start.sent_tokens, start.again_tokens), (1, 3));
+        let start = Start::smooth(&["t4 ", "t5 "].map(chunk), &Sampling::default());
+        assert_eq!((start.sent.as_str(), start.again.as_str()), ("t4 t5", " "));
+        assert_eq!((start.sent_tokens, start.again_tokens), (2, 0));
+        let start = Start::smooth(&["sea", ".", "\n\n"].map(chunk), &Sampling::default());
+        assert_eq!((start.sent_tokens, start.again_tokens), (2, 1));
     }
 
     #[test]
