@@ -170,7 +170,7 @@ async fn versions_and_kinds_of_another_time_are_refused() {
     }
     for kind in [
         StreamKind::Embed,
-        StreamKind::Admin,
+        StreamKind::Tunnel,
         StreamKind::Unknown(77),
     ] {
         let error = refusal(&s.connection, &header(VERSION, kind)).await;
