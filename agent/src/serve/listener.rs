@@ -6,7 +6,9 @@
 //! not proved itself is sent a Retry, so that forged ones take no place at all. After the
 //! handshake the certificate says who it is; the [`limits::MAX_CONNECTIONS`] places are for
 //! members alone, of whom each may hold [`limits::MAX_CONNECTIONS_PER_PEER`], and QUIC itself
-//! bounds the streams on each.
+//! bounds the streams on each. One more closes the member's oldest: an agent that crashed and
+//! started again some times leaves connections behind that only their idle time-out would end,
+//! and it is the newest that counts.
 
 use super::handshakes::{Handshake, Handshakes};
 use super::streams;
@@ -32,8 +34,38 @@ pub(super) struct Listener {
 
 /// What one peer holds.
 struct Held {
-    connections: usize,
+    /// The oldest first; a closed one until the last of its streams is over.
+    connections: Vec<Connection>,
     reads: Arc<Semaphore>,
+}
+
+impl Held {
+    /// Takes one in, closing the oldest if there are too many; false if too many of those are
+    /// not over yet.
+    fn enter(&mut self, connection: &Connection) -> bool {
+        if self.connections.len() >= 2 * limits::MAX_CONNECTIONS_PER_PEER {
+            return false;
+        }
+        let mut open = self
+            .connections
+            .iter()
+            .filter(|c| c.close_reason().is_none());
+        if open.clone().count() >= limits::MAX_CONNECTIONS_PER_PEER
+            && let Some(oldest) = open.next()
+        {
+            oldest.close(
+                close_code(ErrorCode::Limit),
+                b"a newer connection took its place",
+            );
+        }
+        self.connections.push(connection.clone());
+        true
+    }
+
+    fn leave(&mut self, connection: &Connection) {
+        let id = connection.stable_id();
+        self.connections.retain(|c| c.stable_id() != id);
+    }
 }
 
 impl Listener {
@@ -153,7 +185,7 @@ impl Listener {
         let place = Arc::clone(&self.places)
             .try_acquire_owned()
             .map_err(|_| (ErrorCode::Limit, "too many connections".to_owned()))?;
-        let reads = self.enter(member.node).ok_or_else(|| {
+        let reads = self.enter(member.node, connection).ok_or_else(|| {
             let most = limits::MAX_CONNECTIONS_PER_PEER;
             (
                 ErrorCode::Limit,
@@ -170,31 +202,27 @@ impl Listener {
         })
     }
 
-    fn enter(&self, node: NodeId) -> Option<Arc<Semaphore>> {
+    fn enter(&self, node: NodeId, connection: &Connection) -> Option<Arc<Semaphore>> {
         let mut peers = self.peers();
         let held = peers.entry(node).or_insert_with(|| Held {
-            connections: 0,
+            connections: Vec::new(),
             reads: Arc::new(Semaphore::new(limits::MAX_READS_PER_PEER)),
         });
-        if held.connections >= limits::MAX_CONNECTIONS_PER_PEER {
-            return None;
-        }
-        held.connections += 1;
-        Some(Arc::clone(&held.reads))
+        held.enter(connection).then(|| Arc::clone(&held.reads))
     }
 
-    fn leave(&self, node: &NodeId) {
+    fn leave(&self, node: &NodeId, connection: &Connection) {
         let mut peers = self.peers();
         if let Some(held) = peers.get_mut(node) {
-            held.connections = held.connections.saturating_sub(1);
-            if held.connections == 0 {
+            held.leave(connection);
+            if held.connections.is_empty() {
                 peers.remove(node);
             }
         }
     }
 
     fn peers(&self) -> MutexGuard<'_, HashMap<NodeId, Held>> {
-        // Counts are changed in one step each: they are whole whatever happened.
+        // Changed in one step each: whole whatever happened.
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -212,6 +240,6 @@ pub(super) struct Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.listener.leave(&self.member.node);
+        self.listener.leave(&self.member.node, &self.connection);
     }
 }
