@@ -7,7 +7,7 @@
 //!
 //! [`Reader`] takes the bytes of a file in pieces and hands out samples at one of Opus' rates: of
 //! our files and of others' (stereo, other frames, a gain, a stream cut out of a longer one, one
-//! stream behind another). Pages are parsed and checked by [`ogg`](::ogg)'s page parser;
+//! stream behind another). Pages are parsed and checked by the [`ogg` crate](::ogg);
 //! its `PacketReader` is not used since it wants to seek. Streams of another codec in the same
 //! file are passed over.
 
