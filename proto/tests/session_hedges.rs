@@ -5,17 +5,16 @@ mod session_bench;
 
 use session_bench::*;
 use std::time::Duration;
+use unamesh_proto::rank::Candidate;
 use unamesh_proto::session::{AttemptId, Closed, Config, Effect, Input, Note, Session};
 use unamesh_proto::timeouts::{
     DIAL_SUSPECT, HEDGE_RETRY, SILENCE_MAX, SILENCE_MIN, SILENCE_SURE, STALL_GAP_MIN, STALL_MIN,
 };
 use unamesh_proto::wire::{Draining, ErrorCode, GenFrame};
 
-#[test]
-fn a_stall_is_what_this_engine_was_never_seen_to_take() {
+/// `candidate` has sent one token; peer 2 could stand in for it.
+fn answering(candidate: Candidate) -> Bench {
     let mut bench = Bench::new(&[2], true);
-    let mut slow = candidate(1);
-    slow.learned.gap = Some(Duration::from_millis(1700));
     bench.peers.clear();
     bench.error(0, ErrorCode::EngineDown);
     let config = Config {
@@ -25,10 +24,18 @@ fn a_stall_is_what_this_engine_was_never_seen_to_take() {
     bench.session = Session::new(config, bench.now);
     bench.peers = vec![2];
     assert_eq!(bench.session.poll(), Some(Effect::Rank));
-    bench.input(Input::Candidates(vec![slow]));
+    bench.input(Input::Candidates(vec![candidate]));
     bench.opened.clear();
     bench.accepted(0);
     bench.token(0, 0, "one ");
+    bench
+}
+
+#[test]
+fn a_stall_is_what_this_engine_was_never_seen_to_take() {
+    let mut slow = candidate(1);
+    slow.learned.gap = Some(Duration::from_millis(1700));
+    let mut bench = answering(slow);
     for _ in 0..33 {
         bench.pass(Duration::from_millis(50));
         bench.frame(0, generating());
@@ -44,23 +51,10 @@ fn a_steady_engine_that_hangs_is_noticed_at_half_a_second_and_an_unknown_one_wit
         (Some(Duration::from_millis(22)), STALL_GAP_MIN),
         (None, STALL_MIN),
     ] {
-        let mut bench = Bench::new(&[2], true);
         let mut steady = candidate(1);
         steady.learned.gap = learned;
         steady.expected_itl = Duration::from_millis(20);
-        bench.peers.clear();
-        bench.error(0, ErrorCode::EngineDown);
-        let config = Config {
-            spliceable: true,
-            ..Config::default()
-        };
-        bench.session = Session::new(config, bench.now);
-        bench.peers = vec![2];
-        assert_eq!(bench.session.poll(), Some(Effect::Rank));
-        bench.input(Input::Candidates(vec![steady]));
-        bench.opened.clear();
-        bench.accepted(0);
-        bench.token(0, 0, "one ");
+        let mut bench = answering(steady);
         let step = Duration::from_millis(50);
         for _ in 1..bound.div_duration_f64(step) as u32 {
             bench.pass(step);
