@@ -156,3 +156,19 @@ pub const MAX_OGG_PACKET: usize = 1024 * 1024;
 /// Characters of text that go to a speech engine at once: about 20 seconds of speech, after
 /// which even a slow engine's first byte is late.
 pub const MAX_SPOKEN_CHUNK: usize = 300;
+/// Bytes of one text to be spoken: half an hour of speech, and it fits a medium record with the
+/// fields beside it.
+pub const MAX_SPEECH_TEXT: usize = 32 * 1024;
+/// Bytes of the other fields of a request to speak.
+pub const MAX_SPEECH_EXTRA: usize = 8 * 1024;
+/// Bytes of what a recognizer is told beforehand: Whisper reads 224 tokens of it.
+pub const MAX_HEAR_PROMPT: usize = 4 * 1024;
+/// Bytes of a transcript: fifteen minutes ([`MAX_UTTERANCE_FRAMES`]) of fast speech are 20 kB.
+pub const MAX_TRANSCRIPT: usize = 48 * 1024;
+/// Words of a transcript with their times: fifteen minutes at nine a second.
+pub const MAX_WORDS: usize = 8192;
+/// Frames at an utterance's end that are repeated on the stream: those whose second copy no
+/// later datagram carries ([`crate::speech::uplink::DISTANCE`]), and a burst before them.
+pub const TAIL_FRAMES: u32 = 8;
+/// Frames that one recognizer may ask for again, in all: the utterance twice.
+pub const MAX_RESENT_FRAMES: u32 = 2 * MAX_UTTERANCE_FRAMES;

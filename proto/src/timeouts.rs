@@ -182,3 +182,10 @@ pub const JITTER_MIN: Duration = Duration::from_millis(30);
 /// The longest such wait, whatever the path has shown: enough for a repair over a path of 50 ms;
 /// more would be heard as a slow answer.
 pub const JITTER_MAX: Duration = Duration::from_millis(120);
+/// How far ahead of the ear a speaking agent may be: it outlasts any failover, and a minute of
+/// talk is not made in vain at a barge-in.
+pub const SPEECH_LEAD: Duration = Duration::from_secs(10);
+/// The lead is granted anew in steps of at least this, so that few records carry it.
+pub const GRANT_STEP: Duration = Duration::from_millis(500);
+/// Sound this close to the ear counts as played: the device may hold it already.
+pub const PLAYOUT: Duration = Duration::from_millis(60);

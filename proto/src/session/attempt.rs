@@ -14,7 +14,7 @@ pub struct AttemptId(pub u32);
 
 /// Where an attempt is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(crate) enum Stage {
     /// The stream is being opened.
     Dialing,
     /// The request is on its way or accepted; no token yet.
@@ -24,7 +24,7 @@ pub(super) enum Stage {
 }
 
 #[derive(Debug)]
-pub(super) struct Attempt {
+pub(crate) struct Attempt {
     pub id: AttemptId,
     pub candidate: Candidate,
     /// Reattaches to a generation that runs there, instead of starting one.
@@ -40,6 +40,8 @@ pub(super) struct Attempt {
     /// The last token, or progress that advanced.
     pub advanced: Mono,
     pub phase: Option<(Phase, u32)>,
+    /// It stalls no earlier than after this, whatever its engine has shown.
+    pub patience: Duration,
     pub generation: Option<GenerationId>,
     /// Its prefix went in as token ids.
     pub exact: bool,
@@ -88,6 +90,7 @@ impl Attempt {
             alive: false,
             advanced: now,
             phase: None,
+            patience: Duration::ZERO,
             generation: None,
             exact: false,
             suspect: None,

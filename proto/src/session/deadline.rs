@@ -12,7 +12,7 @@ use std::time::Duration;
 
 impl Attempt {
     /// When it becomes suspect if nothing comes, and why.
-    pub(super) fn suspect_at(&self) -> (Mono, Reason) {
+    pub(crate) fn suspect_at(&self) -> (Mono, Reason) {
         match self.stage {
             Stage::Dialing if self.attach => (self.opened + ATTACH_SUSPECT, Reason::DialSlow),
             Stage::Dialing => (self.opened + DIAL_SUSPECT, Reason::DialSlow),
@@ -29,7 +29,7 @@ impl Attempt {
     }
 
     /// When it is given up if nothing comes, and why.
-    pub(super) fn give_up_at(&self) -> (Mono, Reason) {
+    pub(crate) fn give_up_at(&self) -> (Mono, Reason) {
         match self.stage {
             Stage::Dialing => (self.opened + DIAL, Reason::Unreachable),
             _ => {
@@ -57,16 +57,17 @@ impl Attempt {
     /// What this client has seen one in a hundred exceed; until it has seen enough, eight times
     /// what the ranking expects and this stream shows, which is no longer an engine's usual jitter. A queue or a load
     /// that reports itself may take as long as a load takes.
-    pub(super) fn stall_bound(&self) -> Duration {
+    pub(crate) fn stall_bound(&self) -> Duration {
         let known = &self.candidate;
         let (learned, expected, least) = match (self.stage, self.phase) {
-            (_, Some((Phase::Queued | Phase::Loading, _))) => return LOAD_MAX,
+            (_, Some((Phase::Queued | Phase::Loading, _))) => return LOAD_MAX.max(self.patience),
             (Stage::Producing, _) => (known.learned.gap, self.itl, STALL_GAP_MIN),
             _ => (known.learned.first, known.expected_ttft, STALL_MIN),
         };
-        match learned {
+        let bound = match learned {
             Some(longest) => longest.clamp(least, STALL_MAX),
             None => (expected * 8).clamp(STALL_MIN, STALL_MAX),
-        }
+        };
+        bound.max(self.patience)
     }
 }

@@ -111,6 +111,76 @@ records! {
         };
     Drill: Drill { fault: Fault::Kill, for_ms: 1 }, Drill { fault: Fault::Drain, for_ms: 10_000 };
     DrillStarted: DrillStarted { for_ms: 1 }, DrillStarted { for_ms: 10_000 };
+    SpeakRequest: speak_request(), SpeakRequest {
+            engine: 2, voice: "amy".into(), language: "en-US".into(),
+            text: "Grüße. It is 3.14.".into(), speed_percent: 120,
+            extra: r#"{"noise":0.6}"#.into(), session: 0x0123_4567_89ab_cdef, from: 7,
+            grant_ms: 10_000, ..speak_request()
+        };
+    Grant: Grant { until_ms: 0, played_ms: 0 }, Grant { until_ms: 70_000, played_ms: 60_000 };
+    SpeechAccepted: SpeechAccepted {
+            engine: 0, voice: String::new(), same_voice: false, pre_skip: 0,
+        },
+        SpeechAccepted { engine: 2, voice: "amy".into(), same_voice: true, pre_skip: 156 };
+    SpokenMark: SpokenMark { from: 0, to: 0, at: 0 },
+        SpokenMark { from: 300, to: 550, at: 1 << 33 };
+    Sound: Sound { seq: 0, opus: vec![] }, Sound { seq: 70_000, opus: vec![0xab; 80] };
+    SpeechDone: SpeechDone { frames: 0, samples: 0 },
+        SpeechDone { frames: 70_000, samples: 33_599_800 };
+    HearRequest: hear_request(), HearRequest {
+            engine: 1, language: "de".into(), prompt: "UnaMesh, Piper".into(), session: u64::MAX,
+            utterance: 70_000, partials: true, vad_ms: 600, ..hear_request()
+        };
+    UpSound: UpSound { seq: 0, opus: vec![] }, UpSound { seq: 44_999, opus: vec![0xcd; 60] };
+    UtteranceEnd: UtteranceEnd { frames: 0 }, UtteranceEnd { frames: 45_000 };
+    HearAccepted: HearAccepted { engine: 0, digest: String::new() },
+        HearAccepted { engine: 1, digest: "sha256:abc".into() };
+    Partial: Partial { text: String::new() }, Partial { text: "Grüße aus".into() };
+    SpeechBegan: SpeechBegan { frame: 0 }, SpeechBegan { frame: 44_999 };
+    SilenceFor: SilenceFor { ms: 0 }, SilenceFor { ms: 600 };
+    Missing: Missing { from: 0, to: 1 }, Missing { from: 44_000, to: 45_000 };
+    Transcript: transcript(), Transcript {
+            text: "Grüße".into(), language: "de".into(), confidence: Some(0.9), frames: 45_000,
+            words: vec![Word { text: "Grüße".into(), start_ms: 120, end_ms: 640 }],
+        };
+}
+
+fn speak_request() -> SpeakRequest {
+    SpeakRequest {
+        model: "m".to_owned(),
+        engine: u16::MAX,
+        voice: String::new(),
+        language: String::new(),
+        text: String::new(),
+        speed_percent: 0,
+        extra: String::new(),
+        session: 0,
+        from: 0,
+        grant_ms: 0,
+    }
+}
+
+fn hear_request() -> HearRequest {
+    HearRequest {
+        model: "m".to_owned(),
+        engine: u16::MAX,
+        language: String::new(),
+        prompt: String::new(),
+        session: 0,
+        utterance: 0,
+        partials: false,
+        vad_ms: 0,
+    }
+}
+
+fn transcript() -> Transcript {
+    Transcript {
+        text: String::new(),
+        language: String::new(),
+        words: Vec::new(),
+        confidence: None,
+        frames: 0,
+    }
 }
 
 fn chunk() -> Chunk {

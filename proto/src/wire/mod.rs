@@ -9,7 +9,9 @@ mod drill;
 mod error;
 mod generate;
 mod node;
+mod speak;
 mod stream;
+mod transcribe;
 
 pub use codec::{Class, DecodeError, Record};
 pub use drill::{Drill, DrillStarted, Fault};
@@ -22,9 +24,16 @@ pub use node::{
     Addr, Advert, EngineAdvert, EngineKind, Gpu, Hardware, Health, ModelAdvert, ModelKind,
     NodeState, PathKind, Residency, Role, SignedAdvert, Stats, VoiceAdvert,
 };
+pub use speak::{
+    Grant, Sound, SpeakFrame, SpeakRequest, SpeechAccepted, SpeechDone, SpokenMark,
+};
 pub use stream::{
     JoinAccepted, JoinRequest, PeerGone, PeerUpdate, Probe, ProbeFor, ProbeReply, ProbedFor, Reach,
     SnapshotEnd, StreamHeader, StreamKind,
+};
+pub use transcribe::{
+    HearAccepted, HearFrame, HearRequest, Missing, Partial, SilenceFor, SpeechBegan, Transcript,
+    UpSound, UtteranceEnd, Word,
 };
 
 /// The ALPN of the data plane. A change that an old peer cannot ignore gets a new number.
@@ -58,6 +67,21 @@ pub const RECORDS: &[(u16, &str, usize)] = &[
     entry::<JoinAccepted>(),
     entry::<Drill>(),
     entry::<DrillStarted>(),
+    entry::<SpeakRequest>(),
+    entry::<Grant>(),
+    entry::<SpeechAccepted>(),
+    entry::<SpokenMark>(),
+    entry::<Sound>(),
+    entry::<SpeechDone>(),
+    entry::<HearRequest>(),
+    entry::<UpSound>(),
+    entry::<UtteranceEnd>(),
+    entry::<HearAccepted>(),
+    entry::<Partial>(),
+    entry::<SpeechBegan>(),
+    entry::<SilenceFor>(),
+    entry::<Missing>(),
+    entry::<Transcript>(),
 ];
 
 const fn entry<R: Record>() -> (u16, &'static str, usize) {

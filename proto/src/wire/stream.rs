@@ -16,9 +16,9 @@ open_enum! {
         Generate = 3 "generate",
         /// Embeddings (part 5).
         Embed = 4 "embed",
-        /// Text to speech (part 3).
+        /// A [`super::SpeakRequest`], [`super::Grant`]s, and the speech.
         Speak = 5 "speak",
-        /// Speech to text (part 3).
+        /// A [`super::HearRequest`], the sound, and its transcript.
         Transcribe = 6 "transcribe",
         /// A whole voice turn (part 3).
         Converse = 7 "converse",
