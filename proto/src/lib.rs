@@ -17,7 +17,8 @@
 //! - [`hedge`]: how many backups may run on suspicion.
 //! - [`stops`]: stop sequences, over every seam.
 //! - [`journal`]: what a serving agent keeps so that a client can reattach.
-//! - [`speech`]: a microphone's frames as datagrams, and text cut for a speech engine.
+//! - [`speech`]: a microphone's frames as datagrams, text cut for a speech engine, and both ways
+//!   of speech from the first dial to the one terminal event.
 //! - [`jitter`]: a microphone's frames at their receiver.
 //! - [`estimate`], [`vram`]: measured speeds, and whether a model fits.
 #![cfg_attr(feature = "sim", doc = "- [`sim`]: the seeded simulator.")]

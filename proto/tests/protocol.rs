@@ -11,10 +11,12 @@ use unamesh_proto::wire::{ErrorCode, RECORDS, StreamKind};
 use unamesh_proto::{limits, timeouts};
 
 const DOCUMENT: &str = include_str!("../PROTOCOL.md");
-const WIRE: [&str; 5] = [
+const WIRE: [&str; 7] = [
     include_str!("../src/wire/stream.rs"),
     include_str!("../src/wire/drill.rs"),
     include_str!("../src/wire/generate.rs"),
+    include_str!("../src/wire/speak.rs"),
+    include_str!("../src/wire/transcribe.rs"),
     include_str!("../src/wire/node.rs"),
     include_str!("../src/wire/error.rs"),
 ];

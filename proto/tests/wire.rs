@@ -231,14 +231,61 @@ fn another_version_is_told_apart() {
 
 #[test]
 fn frames_decode_as_what_they_are() {
-    for sample in samples() {
-        let Ok(Some(frame)) = GenFrame::decode(sample.kind, sample.body()) else {
-            continue;
+    macro_rules! check {
+        ($frame:ident, $last:pat) => {
+            for sample in samples() {
+                let Ok(Some(frame)) = $frame::decode(sample.kind, sample.body()) else {
+                    continue;
+                };
+                let mut out = Vec::new();
+                frame.encode(&mut out).unwrap();
+                assert_eq!(out, sample.bytes);
+                let last = matches!(sample.name, $last);
+                assert_eq!(frame.is_terminal(), last, "{}", sample.name);
+            }
         };
-        let mut out = Vec::new();
-        frame.encode(&mut out).unwrap();
-        assert_eq!(out, sample.bytes);
-        let last = matches!(sample.name, "Done" | "Error");
-        assert_eq!(frame.is_terminal(), last, "{}", sample.name);
     }
+    check!(GenFrame, "Done" | "Error");
+    check!(SpeakFrame, "SpeechDone" | "Error");
+    check!(HearFrame, "Transcript" | "Error");
+}
+
+#[test]
+fn requests_for_speech_are_checked() {
+    let request = SpeakRequest {
+        model: "m".into(),
+        engine: 0,
+        voice: "v".into(),
+        language: String::new(),
+        text: "Grüße".into(),
+        speed_percent: 0,
+        extra: String::new(),
+        session: 0,
+        from: 5,
+        grant_ms: 0,
+    };
+    assert_eq!(request.check(), Ok(()));
+    let blamed = |request: SpeakRequest| request.check().unwrap_err().field.unwrap();
+    let from = SpeakRequest {
+        from: 6,
+        ..request.clone()
+    };
+    assert_eq!(blamed(from), "from", "characters, not bytes");
+    let text = "x".repeat(limits::MAX_SPEECH_TEXT + 1);
+    assert_eq!(
+        blamed(SpeakRequest {
+            text,
+            ..request.clone()
+        }),
+        "input"
+    );
+    // The largest that is valid fits its record.
+    let text = "x".repeat(limits::MAX_SPEECH_TEXT);
+    let extra = "x".repeat(limits::MAX_SPEECH_EXTRA);
+    let full = SpeakRequest {
+        text,
+        extra,
+        ..request
+    };
+    assert!(full.check().is_ok() && codec::to_vec(&full).is_ok());
 }

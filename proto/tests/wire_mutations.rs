@@ -20,13 +20,13 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use unamesh_proto::jitter::{Jitter, Pop};
 use unamesh_proto::limits::{
-    MAX_ADVERT, MAX_AUDIO_DATAGRAM, MAX_MEDIUM_RECORD, MAX_UTTERANCE_FRAMES,
+    MAX_ADVERT, MAX_AUDIO_DATAGRAM, MAX_MEDIUM_RECORD, MAX_RECORD, MAX_UTTERANCE_FRAMES,
 };
 use unamesh_proto::speech::uplink::{Datagram, Outgoing};
 use unamesh_proto::testing::advert_of;
 use unamesh_proto::testing::records::{Sample, decodes, recode, samples};
 use unamesh_proto::wire::codec::{self, HEADER};
-use unamesh_proto::wire::{GenFrame, RECORDS};
+use unamesh_proto::wire::{GenFrame, HearFrame, RECORDS, SpeakFrame};
 use unamesh_proto::{MeshId, Mono, NodeId, advert};
 
 /// Counts the bytes that a thread holds, and their peak.
@@ -213,6 +213,10 @@ fn streams_of_damaged_frames_survive() {
         while let Ok(Some((kind, body, after))) = codec::split(rest) {
             let (_, held) = peak_of(|| GenFrame::decode(kind, body).is_ok());
             assert!(held <= MAX_MEDIUM_RECORD + 1024);
+            let (_, held) = peak_of(|| SpeakFrame::decode(kind, body).is_ok());
+            assert!(held <= MAX_MEDIUM_RECORD + 1024);
+            let (_, held) = peak_of(|| HearFrame::decode(kind, body).is_ok());
+            assert!(held <= MAX_RECORD + 1024);
             rest = after;
         }
     }

@@ -102,12 +102,9 @@ impl<W, E: From<Act>> Crew<W, E> {
 
     /// The current one, if it still runs.
     pub(super) fn producer(&self) -> Option<&Member<W>> {
-        self.members.iter().find(|m| Some(m.base.id) == self.current)
-    }
-
-    /// The one that is not the current one.
-    pub(super) fn backup(&self) -> Option<&Member<W>> {
-        self.members.iter().find(|m| Some(m.base.id) != self.current)
+        self.members
+            .iter()
+            .find(|m| Some(m.base.id) == self.current)
     }
 
     // ----- candidates -------------------------------------------------------------------
@@ -124,9 +121,8 @@ impl<W, E: From<Act>> Crew<W, E> {
     where
         C: Clone,
     {
-        let free = |c: &Candidate| {
-            !c.draining && self.members.iter().all(|m| m.base.node() != c.node)
-        };
+        let free =
+            |c: &Candidate| !c.draining && self.members.iter().all(|m| m.base.node() != c.node);
         all.iter()
             .filter(|c| free(of(c)))
             .filter_map(|c| Some((self.tried.failures(of(c), self.begun, self.now)?, c)))
@@ -387,7 +383,11 @@ impl<W, E: From<Act>> Crew<W, E> {
         {
             // Two in trouble stand in each other's way: the longer silent one makes room.
             let silent = |x: &Attempt| if x.suspect.is_some() { x.heard } else { NEVER };
-            let worse = if silent(&a.base) <= silent(&b.base) { a } else { b };
+            let worse = if silent(&a.base) <= silent(&b.base) {
+                a
+            } else {
+                b
+            };
             let (worse, why) = (worse.base.id, worse.base.trouble());
             return self.fail(worse, why);
         }
@@ -514,7 +514,10 @@ impl<W, E: From<Act>> Crew<W, E> {
 
     /// The hedge did the work that its original did not: it cost nothing.
     fn hedge_took_over(&mut self, id: AttemptId) {
-        if self.find(id).is_some_and(|m| std::mem::take(&mut m.base.hedge)) {
+        if self
+            .find(id)
+            .is_some_and(|m| std::mem::take(&mut m.base.hedge))
+        {
             self.note(Note::HedgeRefund);
         }
     }

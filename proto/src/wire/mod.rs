@@ -24,9 +24,7 @@ pub use node::{
     Addr, Advert, EngineAdvert, EngineKind, Gpu, Hardware, Health, ModelAdvert, ModelKind,
     NodeState, PathKind, Residency, Role, SignedAdvert, Stats, VoiceAdvert,
 };
-pub use speak::{
-    Grant, Sound, SpeakFrame, SpeakRequest, SpeechAccepted, SpeechDone, SpokenMark,
-};
+pub use speak::{Grant, Sound, SpeakFrame, SpeakRequest, SpeechAccepted, SpeechDone, SpokenMark};
 pub use stream::{
     JoinAccepted, JoinRequest, PeerGone, PeerUpdate, Probe, ProbeFor, ProbeReply, ProbedFor, Reach,
     SnapshotEnd, StreamHeader, StreamKind,

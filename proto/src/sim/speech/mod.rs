@@ -87,7 +87,10 @@ impl Scenario {
         let mut nodes: Vec<Node> = (0..count)
             .map(|_| Node {
                 first: ms(&mut rng, 20, 400),
-                speed: rng.random_range(1.2..30.0),
+                speed: match rng.random_bool(0.7) {
+                    true => rng.random_range(1.1..3.0),
+                    false => rng.random_range(3.0..30.0),
+                },
                 delay: Duration::from_micros(rng.random_range(100..20_000)),
                 jitter: ms(&mut rng, 0, 30),
                 same_voice: rng.random_bool(0.8),
@@ -99,7 +102,11 @@ impl Scenario {
         }
         for _ in 0..rng.random_range(1..=4) {
             let open = if hopeless { count } else { count - 1 };
-            let node = rng.random_range(0..open);
+            // Most strike who is asked first.
+            let node = match rng.random_bool(0.6) {
+                true => 0,
+                false => rng.random_range(0..open),
+            };
             let long = ms(&mut rng, 50, 5000);
             let fault = match rng.random_range(0..10) {
                 0..=2 => Fault::Kill,
@@ -118,7 +125,7 @@ impl Scenario {
             seed,
             nodes,
             chunks: (0..chunks)
-                .map(|_| rng.random_range(4_000..90_000))
+                .map(|_| rng.random_range(4_000..60_000))
                 .collect(),
             other_voice: rng.random_bool(0.3),
             cancel_at: rng.random_bool(0.1).then(|| ms(&mut rng, 0, 8000)),
@@ -136,7 +143,9 @@ pub struct Report {
     pub end: String,
     /// It was completed.
     pub done: bool,
-    /// The longest time in which the player had nothing, or to the end from the last input.
+    /// Until the player began; or from the utterance's end to its transcript.
+    pub first_wait: Duration,
+    /// The longest time after that in which the player had nothing.
     pub longest_wait: Duration,
     /// Attempts that were opened.
     pub attempts: u32,

@@ -330,7 +330,10 @@ impl Speak {
 
     /// The sample up to which a stream that begins at `base` may be sent, in whole milliseconds.
     fn allowed(&self, base: i64) -> u64 {
-        let until = self.timeline.played.saturating_add(samples(self.config.lead));
+        let until = self
+            .timeline
+            .played
+            .saturating_add(samples(self.config.lead));
         let until = i64::try_from(until).unwrap_or(i64::MAX);
         let allowed = u64::try_from(until.saturating_sub(base)).unwrap_or(0);
         allowed - allowed % SAMPLES_PER_MS

@@ -203,7 +203,8 @@ pub enum Output {
     },
     /// The chunk's next packet.
     Sound(Vec<u8>),
-    /// The chunk is whole: it has so many samples; what the decoder gave beyond is dropped.
+    /// The chunk is whole: it has so many samples; what the decoder gave beyond (it filled the
+    /// last packet) is dropped, unless the player ran dry and has played it.
     Whole {
         /// Samples of the chunk.
         samples: u64,
@@ -273,4 +274,3 @@ fn duration(samples: u64) -> Duration {
 fn millis(samples: u64) -> u32 {
     u32::try_from(samples / SAMPLES_PER_MS).unwrap_or(u32::MAX)
 }
-

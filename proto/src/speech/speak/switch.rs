@@ -12,7 +12,9 @@ impl Speak {
     pub(super) fn switch(&mut self) {
         let others = |m: &&Member<Stream>| Some(m.base.id) != self.crew.current;
         let others = self.crew.members.iter().filter(others);
-        let ready = others.clone().find_map(|m| Some((m.base.id, self.place(m)?)));
+        let ready = others
+            .clone()
+            .find_map(|m| Some((m.base.id, self.place(m)?)));
         if let Some((id, at)) = ready {
             return self.take_over(id, at);
         }

@@ -23,8 +23,9 @@ pub(super) struct Timeline {
     /// Where the sound ends.
     pub(super) end: u64,
     pub(super) played: u64,
-    /// The chunk that was joined last, for [`Timeline::shift`].
-    joined: Option<usize>,
+    /// The chunk that was joined last, and where the sound ended that was there, for
+    /// [`Timeline::shift`].
+    joined: Option<(usize, u64)>,
 }
 
 impl Timeline {
@@ -59,7 +60,7 @@ impl Timeline {
         if let Some(at) = self.find(from) {
             self.end = self.chunks[at].start;
             self.chunks.truncate(at);
-            self.joined = self.joined.filter(|joined| *joined < at);
+            self.joined = self.joined.filter(|(joined, _)| *joined < at);
         }
     }
 
@@ -79,7 +80,8 @@ impl Timeline {
 
     /// The last chunk begins anew, while it is played; where it began, and where its sound ends.
     pub(super) fn join(&mut self, to: u32, pre_skip: u16) -> (u64, u64) {
-        self.joined = self.chunks.len().checked_sub(1);
+        let last = self.chunks.len().checked_sub(1);
+        self.joined = last.map(|at| (at, self.end));
         let Some(chunk) = self.chunks.last_mut() else {
             return (self.end, self.end);
         };
@@ -106,13 +108,19 @@ impl Timeline {
 
     /// The joined chunk and all behind it lie elsewhere.
     pub(super) fn shift(&mut self, by: i64) {
-        let Some(joined) = self.joined.take() else {
+        let Some((joined, kept)) = self.joined.take() else {
             return;
         };
         for chunk in &mut self.chunks[joined..] {
             chunk.start = chunk.start.saturating_add_signed(by);
         }
-        self.end = self.end.saturating_add_signed(by).max(self.played);
+        self.end = match self.chunks.last() {
+            // What is kept lies where it lay, until the new sound reaches beyond it.
+            Some(c) if !c.whole && joined + 1 == self.chunks.len() => {
+                kept.max(c.start + received(c.packets, c.pre_skip))
+            }
+            _ => self.end.saturating_add_signed(by).max(self.played),
+        };
     }
 
     /// The character up to which `text` was said at that sample: whole words.
