@@ -9,8 +9,8 @@ use unamesh_proto::speech::speak::{self, PACKET, Speak, Speaker};
 use unamesh_proto::speech::{Failure, hear};
 use unamesh_proto::time::Mono;
 use unamesh_proto::wire::{
-    ErrorCode, HearAccepted, HearFrame, Missing, Partial, Sound, SpeakFrame, SpeechAccepted,
-    SpeechDone, SpokenMark, Transcript, WireError,
+    ErrorCode, HearAccepted, HearFrame, Missing, Partial, Phase, Progress, Sound, SpeakFrame,
+    SpeechAccepted, SpeechDone, SpokenMark, Transcript, WireError,
 };
 
 const TEXT: &str = "one two. three four.";
@@ -260,6 +260,23 @@ fn who_exceeds_the_lead_or_miscounts_is_left() {
         "silence is still watched"
     );
     assert!(bench.sounds(A, 500..501).contains(&speak::Effect::Reset(A)));
+}
+
+/// The caller pauses: the peer waits, and says so.
+#[test]
+fn who_has_used_the_lead_up_is_not_stalled() {
+    let mut bench = half(false, true);
+    bench.sounds(A, 60..500);
+    for _ in 0..1000 {
+        bench.now = bench.now + Duration::from_millis(50);
+        let (phase, done, total) = (Phase::Generating, 0, 0);
+        let progress = Progress { phase, done, total };
+        assert_eq!(bench.frame(A, SpeakFrame::Progress(progress)), []);
+        assert_eq!(bench.input(speak::Input::Wake), []);
+    }
+    // Once it may go on, its clock begins anew.
+    assert_eq!(bench.input(speak::Input::Played(50 * PACKET)).len(), 1);
+    assert_eq!(bench.input(speak::Input::Wake), []);
 }
 
 #[test]

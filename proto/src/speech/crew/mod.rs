@@ -6,17 +6,19 @@
 //! for backups on suspicion. What an attempt's work is and when another may go on with it is the
 //! business of the machine above, which reads [`Crew::current`] and [`Crew::lost`] after each
 //! input. An attempt is never reattached to: what is lost with it is at most one chunk's speech,
-//! or a transcript of sound that is kept.
+//! or a transcript of sound that is kept. What failure, silence and farewells do is `trouble.rs`.
+
+mod trouble;
 
 use super::Failure;
 use crate::ids::NodeId;
 use crate::limits::{MAX_ATTEMPTS, MAX_PARALLEL_ATTEMPTS};
 use crate::rank::Candidate;
 use crate::session::attempt::{Attempt, Stage};
-use crate::session::tried::{NEVER, Tried};
-use crate::session::{AttemptId, Closed, Note, Reason, Silence};
+use crate::session::tried::Tried;
+use crate::session::{AttemptId, Note, Reason, Silence};
 use crate::time::Mono;
-use crate::timeouts::{HEDGE_RETRY, SILENCE_SURE, WAIT_FOR_PEER};
+use crate::timeouts::WAIT_FOR_PEER;
 use crate::wire::WireError;
 use std::collections::VecDeque;
 
@@ -269,222 +271,6 @@ impl<W, E: From<Act>> Crew<W, E> {
             self.effects.push_back(Act::Reset(id).into());
             self.in_vain(&m.base);
         }
-    }
-
-    // ----- failure ----------------------------------------------------------------------
-
-    pub(super) fn closed(&mut self, id: AttemptId, closed: Closed) {
-        match closed.reason() {
-            Ok(reason) => self.fail(id, reason),
-            Err(error) => self.refused(id, error),
-        }
-    }
-
-    pub(super) fn refused(&mut self, id: AttemptId, error: WireError) {
-        let (now, begun) = (self.now, self.begun);
-        let Some(m) = self.find(id) else { return };
-        let engine = (m.base.node(), m.base.candidate.engine);
-        if !error.code.elsewhere() && !begun {
-            self.over = Some(Failure::Refused(error));
-            return;
-        }
-        self.tried.refused(engine, &error, begun, false, now);
-        let reason = Reason::Refused(error.code);
-        self.last_refusal = Some(error);
-        self.fail(id, reason);
-    }
-
-    /// It is not what is wanted, through no fault of its own, and is not asked again.
-    pub(super) fn dismiss(&mut self, id: AttemptId, error: WireError) {
-        if let Some(m) = self.find(id) {
-            let engine = (m.base.node(), m.base.candidate.engine);
-            self.tried.rule_out(engine);
-            self.fail(id, Reason::Refused(error.code));
-        }
-    }
-
-    /// It is over. The other goes on, or the next is sought.
-    pub(super) fn fail(&mut self, id: AttemptId, reason: Reason) {
-        let Some(at) = self.members.iter().position(|m| m.base.id == id) else {
-            return;
-        };
-        self.learn(id);
-        let failed = self.members.remove(at).base;
-        let (node, engine) = (failed.node(), failed.candidate.engine);
-        if !matches!(&reason, Reason::Refused(code) if !code.is_failure()) {
-            self.tried.failed((node, engine), self.now);
-        }
-        self.effects.push_back(Act::Reset(id).into());
-        if !failed.hedge
-            && let Some(hedge) = self.members.iter().find(|m| m.base.hedge)
-        {
-            // It works alone now, and cost nothing.
-            self.hedge_took_over(hedge.base.id);
-        }
-        if self.current == Some(id) {
-            self.current = None;
-            let reason = reason.clone();
-            self.lost.get_or_insert(Loss { from: node, reason });
-        }
-        self.note(Note::AttemptFailed {
-            node,
-            engine,
-            reason: reason.clone(),
-        });
-        self.last_reason = Some(reason);
-        if !self.members.is_empty() {
-            // A suspect that lost its backup gets another, in place of the one paid for.
-            self.granted |= failed.hedge;
-            return self.seek_backup();
-        }
-        self.in_vain(&failed);
-        self.rank();
-    }
-
-    /// Ends with the failure that tells the caller most.
-    pub(super) fn give_up(&mut self) {
-        let reason = self.last_reason.clone().unwrap_or(Reason::Unreachable);
-        self.over = Some(if self.begun {
-            Failure::Interrupted { reason }
-        } else if let Some(retry_after) = self.tried.busy {
-            Failure::Busy { retry_after }
-        } else if let Some(refusal) = self.last_refusal.take() {
-            Failure::Refused(refusal)
-        } else {
-            Failure::NoPeer
-        });
-    }
-
-    // ----- suspicion --------------------------------------------------------------------
-
-    pub(super) fn peer_going(&mut self, node: NodeId) {
-        let leaving = self.members.iter().find(|m| m.base.node() == node);
-        if let Some(id) = leaving.map(|m| m.base.id) {
-            self.leaving(id);
-        }
-    }
-
-    /// It says that it leaves: make before break.
-    pub(super) fn leaving(&mut self, id: AttemptId) {
-        let Some(m) = self.find(id) else { return };
-        if !std::mem::replace(&mut m.base.draining, true) {
-            self.note_suspect(id, Reason::Draining);
-            self.seek_backup();
-        }
-    }
-
-    fn suspect(&mut self, id: AttemptId, reason: Reason) {
-        let Some(m) = self.find(id) else { return };
-        m.base.suspect = Some(reason.clone());
-        self.note_suspect(id, reason);
-        if let [a, b] = self.members.as_slice()
-            && a.base.needs_backup()
-            && b.base.needs_backup()
-        {
-            // Two in trouble stand in each other's way: the longer silent one makes room.
-            let silent = |x: &Attempt| if x.suspect.is_some() { x.heard } else { NEVER };
-            let worse = if silent(&a.base) <= silent(&b.base) {
-                a
-            } else {
-                b
-            };
-            let (worse, why) = (worse.base.id, worse.base.trouble());
-            return self.fail(worse, why);
-        }
-        self.seek_backup();
-    }
-
-    fn wants_backup(&self) -> bool {
-        matches!(self.members.as_slice(), [only] if only.base.needs_backup())
-    }
-
-    /// Seeks a backup if one is wanted: at once where it is no hedge or is paid for, else after
-    /// the owner of the budget has said yes.
-    fn seek_backup(&mut self) {
-        if !self.wants_backup() {
-            return;
-        }
-        if self.granted || !self.would_hedge() {
-            self.asked = None;
-            return self.rank();
-        }
-        self.asked = Some(self.now);
-        self.effects.push_back(Act::Hedge.into());
-    }
-
-    /// A backup now would work beside an engine that may only look hung.
-    fn would_hedge(&self) -> bool {
-        self.members.iter().any(|m| {
-            let looks_hung = match m.base.suspect {
-                Some(Reason::Silence) => self.now.since(m.base.heard) < SILENCE_SURE,
-                Some(Reason::Stall) => true,
-                _ => false,
-            };
-            looks_hung && !m.base.draining
-        })
-    }
-
-    /// The hedge that was asked for is paid for.
-    pub(super) fn may_hedge(&mut self) {
-        (self.granted, self.asked) = (true, None);
-        if self.wants_backup() {
-            self.rank();
-        } else {
-            self.return_hedge();
-        }
-    }
-
-    // ----- time -------------------------------------------------------------------------
-
-    pub(super) fn next_wake(&self) -> Option<Mono> {
-        let members = self.members.iter().map(|m| {
-            let give_up = m.base.give_up_at().0;
-            match m.base.suspect {
-                Some(_) => give_up,
-                None => give_up.min(m.base.suspect_at().0),
-            }
-        });
-        members
-            .chain(self.waiting_until)
-            .chain(self.next_retry())
-            .chain(self.next_hedge())
-            .min()
-    }
-
-    pub(super) fn wake(&mut self) {
-        let now = self.now;
-        let ids: Vec<AttemptId> = self.members.iter().map(|m| m.base.id).collect();
-        for id in ids {
-            let Some(m) = self.find(id) else { continue };
-            let (give_up, reason) = m.base.give_up_at();
-            if now >= give_up {
-                self.fail(id, reason);
-                continue;
-            }
-            let (at, reason) = m.base.suspect_at();
-            if now >= at && m.base.suspect.is_none() {
-                self.suspect(id, reason);
-            }
-        }
-        if self.next_hedge().is_some_and(|at| now >= at) {
-            self.seek_backup();
-        }
-        match self.waiting_until {
-            Some(until) if now >= until => self.give_up(),
-            Some(_) => self.rank(),
-            None if self.next_retry().is_some_and(|at| now >= at) => self.rank(),
-            None => {}
-        }
-    }
-
-    fn next_retry(&self) -> Option<Mono> {
-        let retry = self.tried.next_retry(self.last_rank);
-        retry.filter(|_| self.is_waiting())
-    }
-
-    fn next_hedge(&self) -> Option<Mono> {
-        let refused = self.asked.filter(|_| self.wants_backup() && !self.granted);
-        refused.map(|asked| asked + HEDGE_RETRY)
     }
 
     // ----- small parts ------------------------------------------------------------------
