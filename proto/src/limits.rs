@@ -172,3 +172,15 @@ pub const MAX_WORDS: usize = 8192;
 pub const TAIL_FRAMES: u32 = 8;
 /// Frames that one recognizer may ask for again, in all: the utterance twice.
 pub const MAX_RESENT_FRAMES: u32 = 2 * MAX_UTTERANCE_FRAMES;
+/// Seconds of speech that any text may take, pauses and breaths of a short one included.
+pub const MAX_SPEECH_SECONDS: u64 = 15;
+/// Seconds of speech more for every character. The slowest real speech (digits that are read out,
+/// ideographs) takes a third of it; an engine beyond this speaks without end.
+pub const MAX_SPEECH_SECONDS_PER_CHAR: u64 = 1;
+/// Seconds of sound that are transcribed as one utterance: those of [`MAX_UTTERANCE_FRAMES`].
+pub const MAX_HEARD_SECONDS: usize = 900;
+/// Bytes of one header line, data block or payload of a Wyoming event: a list of all voices is
+/// 150 kB, a second of studio sound 200 kB.
+pub const MAX_WYOMING_PART: usize = 1024 * 1024;
+/// Bytes of one message of a speech engine's WebSocket: a transcript with its words.
+pub const MAX_ENGINE_MESSAGE: usize = 1024 * 1024;

@@ -241,6 +241,7 @@ impl Engine for Described {
             slots: 1,
             models: vec![model],
             version: String::new(),
+            voices: Vec::new(),
         })
     }
     async fn generate(&self, _: Arc<GenerateRequest>) -> Result<EngineStream, EngineError> {

@@ -161,6 +161,27 @@ pub enum EngineApi {
     /// LM Studio.
     #[serde(rename = "lmstudio")]
     LmStudio,
+    /// An OpenAI-style server of speech.
+    #[serde(rename = "openai-speech")]
+    OpenAiSpeech,
+    /// Piper's own HTTP server.
+    #[serde(rename = "piper")]
+    Piper,
+    /// Chatterbox.
+    #[serde(rename = "chatterbox")]
+    Chatterbox,
+    /// The Wyoming protocol; its URL is `tcp://HOST:PORT`.
+    #[serde(rename = "wyoming")]
+    Wyoming,
+    /// GLM-ASR's WebSocket; its URL is `http://HOST:PORT`.
+    #[serde(rename = "glm-asr")]
+    GlmAsr,
+    /// The voice of the operating system; needs no URL.
+    #[serde(rename = "system")]
+    System,
+    /// An OpenAI-style server that transcribes only.
+    #[serde(rename = "whisper")]
+    Whisper,
 }
 
 impl EngineApi {
@@ -173,6 +194,13 @@ impl EngineApi {
             EngineApi::OpenAi => Some(EngineKind::OpenAi),
             EngineApi::Vllm => Some(EngineKind::Vllm),
             EngineApi::LmStudio => Some(EngineKind::LmStudio),
+            EngineApi::OpenAiSpeech => Some(EngineKind::OpenAiSpeech),
+            EngineApi::Piper => Some(EngineKind::Piper),
+            EngineApi::Chatterbox => Some(EngineKind::Chatterbox),
+            EngineApi::Wyoming => Some(EngineKind::Wyoming),
+            EngineApi::GlmAsr => Some(EngineKind::GlmAsr),
+            EngineApi::System => Some(EngineKind::System),
+            EngineApi::Whisper => Some(EngineKind::Whisper),
         }
     }
 }

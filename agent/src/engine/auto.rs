@@ -1,6 +1,8 @@
 //! An engine whose API is found out when it first answers.
 
+use super::hearing::{HearCall, HearStream, Sound};
 use super::http::{Http, UrlError};
+use super::speech::{SpeechCall, SpeechStream};
 use super::{Engine, EngineError, EngineInfo, EngineSpec, EngineStream, adapter, detect};
 use std::sync::{Arc, OnceLock};
 use unamesh_proto::wire::{EngineKind, GenerateRequest};
@@ -70,5 +72,13 @@ impl Engine for Auto {
 
     async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError> {
         self.find().await?.generate(request).await
+    }
+
+    async fn speak(&self, call: SpeechCall) -> Result<SpeechStream, EngineError> {
+        self.find().await?.speak(call).await
+    }
+
+    async fn hear(&self, call: HearCall, sound: Sound) -> Result<HearStream, EngineError> {
+        self.find().await?.hear(call, sound).await
     }
 }

@@ -1,8 +1,10 @@
 //! Engines from the configuration: `[[engine]]` entries become adapters, with a process behind
 //! those that have a command.
 
+use super::hearing::{HearCall, HearStream, Sound};
 use super::http::{Http, UrlError, shown};
 use super::managed::{Command, Managed};
+use super::speech::{SpeechCall, SpeechStream};
 use super::{Engine, EngineError, EngineInfo, EngineSpec, EngineStream, adapter};
 use crate::config::EngineConfig;
 use hyper::StatusCode;
@@ -68,8 +70,13 @@ fn one(
         url: shown(&entry.url).into_owned(),
         reason,
     };
-    let url: Url = entry
-        .url
+    let kind = entry.kind.kind();
+    // It is a program of this machine.
+    let written = match (kind, entry.url.as_str()) {
+        (Some(EngineKind::System), "") => "system:voice",
+        (_, url) => url,
+    };
+    let url: Url = written
         .parse()
         .map_err(|e: url::ParseError| wrong(e.to_string()))?;
     let api_key = match entry.api_key_env.as_str() {
@@ -81,7 +88,7 @@ fn one(
     };
     let spec = EngineSpec {
         name: entry.name.clone(),
-        kind: entry.kind.kind(),
+        kind,
         url: url.clone(),
         slots: (entry.slots > 0).then_some(entry.slots),
         api_key,
@@ -135,6 +142,7 @@ impl Engine for Checked {
                     slots: 1,
                     models,
                     version: String::new(),
+                    voices: Vec::new(),
                 })
             }
             Ok(Err((status, body))) => Err(super::refusal::refusal(self.name(), "", status, &body)),
@@ -144,6 +152,14 @@ impl Engine for Checked {
 
     async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError> {
         self.engine.generate(request).await
+    }
+
+    async fn speak(&self, call: SpeechCall) -> Result<SpeechStream, EngineError> {
+        self.engine.speak(call).await
+    }
+
+    async fn hear(&self, call: HearCall, sound: Sound) -> Result<HearStream, EngineError> {
+        self.engine.hear(call, sound).await
     }
 
     fn local_port(&self) -> Option<u16> {

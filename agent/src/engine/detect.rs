@@ -2,11 +2,14 @@
 //!
 //! Each API is recognized by an answer that only it gives: Ollama by `/api/version`, llama.cpp
 //! by the slots in `/props`, LM Studio by its own model list, vLLM by the owner that it writes
-//! into `/v1/models`; what has a model list and none of these is OpenAI-style. An agent's own
+//! into `/v1/models`; engines of speech by their lists of voices, Chatterbox by
+//! `/api/model-info`, GLM-ASR by its WebSocket, Wyoming by its `info`; what has a model list and none of these is OpenAI-style. An agent's own
 //! gateway marks its list: taken for an engine, it would send a request in circles.
 
-use super::EngineSpec;
-use super::http::Http;
+use super::http::{Http, HttpError};
+use super::openai_speech::read_voices;
+use super::{EngineSpec, glm_asr, piper, wyoming};
+use hyper::StatusCode;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use unamesh_proto::timeouts::DETECT;
@@ -14,12 +17,25 @@ use unamesh_proto::wire::EngineKind;
 use url::Url;
 
 /// Where engines listen by default on the own machine, and what detection calls them.
-pub const STANDARD: [(&str, u16); 4] = [
+/// Two stand there by the name of the protocol's usual program; detection adds the port.
+pub const STANDARD: [(&str, u16); 11] = [
     ("ollama", 11434),
     ("llama.cpp", 8080),
     ("lmstudio", 1234),
     ("vllm", 8000),
+    ("openai-speech", 8880),
+    ("piper", 11402),
+    ("chatterbox", 8004),
+    ("glm-asr", GLM_ASR),
+    ("whisper", WHISPER),
+    ("wyoming-piper", WYOMING[0]),
+    ("wyoming-whisper", WYOMING[1]),
 ];
+
+/// These cannot be told by an answer to HTTP, so they are asked for where they usually are.
+const GLM_ASR: u16 = 8081;
+const WHISPER: u16 = 11401;
+const WYOMING: [u16; 2] = [10200, 10300];
 
 /// Stands in the model list of an agent's gateway beside `data`.
 pub const GATEWAY_MARK: &str = "unamesh";
@@ -59,10 +75,37 @@ pub async fn identify(http: &Http) -> Option<EngineKind> {
     if has(http, "/api/v0/models", |v| v["data"].is_array()).await {
         return Some(EngineKind::LmStudio);
     }
+    if has(http, "/api/model-info", Value::is_object).await {
+        return Some(EngineKind::Chatterbox);
+    }
+    if has(http, "/v1/audio/voices", |v| read_voices(v).is_some()).await {
+        return Some(EngineKind::OpenAiSpeech);
+    }
     match http.get::<Value>("/v1/models", DETECT).await {
         Ok(Ok(list)) if !list[GATEWAY_MARK].is_null() => None,
         Ok(Ok(list)) if list["data"][0]["owned_by"] == "vllm" => Some(EngineKind::Vllm),
         Ok(Ok(list)) if list["data"].is_array() => Some(EngineKind::OpenAi),
+        Err(HttpError::Connect(_)) => None,
+        _ => speech(http).await,
+    }
+}
+
+/// Engines of speech that have no list of models.
+async fn speech(http: &Http) -> Option<EngineKind> {
+    if let Ok(Ok(list)) = http.get::<Value>("/voices", DETECT).await {
+        if piper::is_list(&list) {
+            return Some(EngineKind::Piper);
+        }
+        if read_voices(&list).is_some() {
+            return Some(EngineKind::OpenAiSpeech);
+        }
+    }
+    // A path that exists and is not for GET; small servers know no other sign of life.
+    let transcribes = http.status("/v1/audio/transcriptions", DETECT).await;
+    let standard = http.local_port() == Some(WHISPER);
+    match transcribes {
+        Ok(StatusCode::METHOD_NOT_ALLOWED) => Some(EngineKind::Whisper),
+        Ok(_) if standard && has(http, "/health", |_| true).await => Some(EngineKind::Whisper),
         _ => None,
     }
 }
@@ -85,9 +128,21 @@ pub async fn standard_ports(taken: &BTreeSet<u16>) -> Vec<Found> {
 
 async fn ports(ports: impl Iterator<Item = u16>) -> Vec<Found> {
     let looks = ports.map(|port| async move {
+        if WYOMING.contains(&port) {
+            let url = Url::parse(&format!("tcp://127.0.0.1:{port}")).ok()?;
+            let kind = EngineKind::Wyoming;
+            return wyoming::answers(&url, DETECT).await.then(|| Found {
+                name: name(kind, port),
+                kind,
+                url,
+            });
+        }
         let url = Url::parse(&format!("http://127.0.0.1:{port}")).ok()?;
         let http = Http::with_idle(&url, None, 0).ok()?;
-        let kind = identify(&http).await?;
+        let kind = match identify(&http).await {
+            None if port == GLM_ASR && glm_asr::answers(&url, DETECT).await => EngineKind::GlmAsr,
+            kind => kind?,
+        };
         Some(Found {
             name: name(kind, port),
             kind,

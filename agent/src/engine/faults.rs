@@ -14,7 +14,7 @@ use unamesh_proto::wire::{EngineKind, FinishReason, GenerateRequest, InputKind, 
 
 /// What the double does with the connection after the head of a request was read.
 #[derive(Clone)]
-enum Act {
+pub(super) enum Act {
     /// Sends bytes.
     Say(Vec<u8>),
     /// Waits.
@@ -26,41 +26,45 @@ enum Act {
 }
 
 /// A double that answers every request on `path` by `script`, and others with 404.
-struct Double {
-    url: url::Url,
+pub(super) struct Double {
+    pub(super) url: url::Url,
+    /// The bodies of requests.
+    pub(super) asked: tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>,
     /// Ends with the double.
     _task: JoinSet<()>,
     /// One message for each connection that the *client* closed while the double hung.
-    hung_up: tokio::sync::mpsc::UnboundedReceiver<()>,
+    pub(super) hung_up: tokio::sync::mpsc::UnboundedReceiver<()>,
 }
 
 impl Double {
-    async fn of(scripts: Vec<(&'static str, Vec<Act>)>) -> Double {
+    pub(super) async fn of(scripts: Vec<(&'static str, Vec<Act>)>) -> Double {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap())
             .parse()
             .unwrap();
         let (tx, hung_up) = tokio::sync::mpsc::unbounded_channel();
+        let (bodies, asked) = tokio::sync::mpsc::unbounded_channel();
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
-                connections.spawn(serve(socket, scripts.clone(), tx.clone()));
+                connections.spawn(serve(socket, scripts.clone(), bodies.clone(), tx.clone()));
             }
         });
         Double {
             url,
+            asked,
             _task: task,
             hung_up,
         }
     }
 
-    fn engine(&self, kind: EngineKind) -> Arc<dyn Engine> {
+    pub(super) fn engine(&self, kind: EngineKind) -> Arc<dyn Engine> {
         engine_at(&self.url, kind)
     }
 }
 
-fn engine_at(url: &url::Url, kind: EngineKind) -> Arc<dyn Engine> {
+pub(super) fn engine_at(url: &url::Url, kind: EngineKind) -> Arc<dyn Engine> {
     let (name, url) = ("double".to_owned(), url.clone());
     adapter(&EngineSpec {
         name,
@@ -75,9 +79,11 @@ fn engine_at(url: &url::Url, kind: EngineKind) -> Arc<dyn Engine> {
 async fn serve(
     mut socket: TcpStream,
     scripts: Vec<(&'static str, Vec<Act>)>,
+    bodies: tokio::sync::mpsc::UnboundedSender<Vec<u8>>,
     hung_up: tokio::sync::mpsc::UnboundedSender<()>,
 ) {
-    while let Some(path) = read_request(&mut socket).await {
+    while let Some((path, body)) = read_request(&mut socket).await {
+        let _ = bodies.send(body);
         let script = scripts
             .iter()
             .find(|(at, _)| *at == path)
@@ -103,7 +109,7 @@ async fn serve(
     }
 }
 
-async fn read_request(socket: &mut TcpStream) -> Option<String> {
+async fn read_request(socket: &mut TcpStream) -> Option<(String, Vec<u8>)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(socket.read_u8().await.ok()?);
@@ -116,10 +122,10 @@ async fn read_request(socket: &mut TcpStream) -> Option<String> {
     });
     let mut body = vec![0; length.unwrap_or(0)];
     socket.read_exact(&mut body).await.ok()?;
-    Some(head.split(' ').nth(1)?.to_owned())
+    Some((head.split(' ').nth(1)?.to_owned(), body))
 }
 
-fn reply(status: u16, body: &str) -> Vec<u8> {
+pub(super) fn reply(status: u16, body: &str) -> Vec<u8> {
     format!(
         "HTTP/1.1 {status} x\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
@@ -128,14 +134,14 @@ fn reply(status: u16, body: &str) -> Vec<u8> {
 }
 
 /// The head of a streamed answer.
-fn head() -> Act {
+pub(super) fn head() -> Act {
     Act::Say(
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
             .to_vec(),
     )
 }
 
-fn chunk(bytes: &[u8]) -> Act {
+pub(super) fn chunk(bytes: &[u8]) -> Act {
     let mut framed = format!("{:x}\r\n", bytes.len()).into_bytes();
     framed.extend_from_slice(bytes);
     framed.extend_from_slice(b"\r\n");
@@ -143,7 +149,7 @@ fn chunk(bytes: &[u8]) -> Act {
 }
 
 /// The end of a chunked answer.
-fn end() -> Act {
+pub(super) fn end() -> Act {
     Act::Say(b"0\r\n\r\n".to_vec())
 }
 

@@ -92,6 +92,8 @@ pub(crate) fn shown(url: &str) -> Cow<'_, str> {
     }
 }
 
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
 /// A client of one engine. Cheap to clone; clones share the idle connections.
 #[derive(Clone)]
 pub struct Http {
@@ -220,26 +222,65 @@ impl Http {
         self.send(Method::POST, path, body).await
     }
 
+    /// The same with a body of another type than JSON.
+    ///
+    /// # Errors
+    /// As for [`Http::stream`].
+    pub async fn upload(
+        &self,
+        path: &str,
+        kind: HeaderValue,
+        body: Bytes,
+    ) -> Result<Reply, HttpError> {
+        self.send_as(Method::POST, path, kind, body).await
+    }
+
+    /// The status of `GET path`, all within `limit`; the body is left.
+    ///
+    /// # Errors
+    /// See [`HttpError`].
+    pub async fn status(&self, path: &str, limit: Duration) -> Result<StatusCode, HttpError> {
+        let reply = within(limit, self.send(Method::GET, path, Bytes::new())).await?;
+        Ok(reply.status)
+    }
+
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, HttpError> {
+        self.send_as(method, path, JSON, body).await
+    }
+
+    async fn send_as(
+        &self,
+        method: Method,
+        path: &str,
+        kind: HeaderValue,
+        body: Bytes,
+    ) -> Result<Reply, HttpError> {
         if let Some(mut link) = self.idle().await {
             // A failure here means that the engine closed an idle connection under our hands.
             if let Ok(answer) = link
-                .exchange(self.request(&method, path, body.clone())?)
+                .exchange(self.request(&method, path, kind.clone(), body.clone())?)
                 .await
             {
                 return Ok(self.reply(answer, link));
             }
         }
         let mut link = self.connect().await?;
-        let answer = link.exchange(self.request(&method, path, body)?).await?;
+        let answer = link
+            .exchange(self.request(&method, path, kind, body)?)
+            .await?;
         Ok(self.reply(answer, link))
     }
 
     fn reply(&self, answer: Response<Incoming>, link: Link) -> Reply {
         let (head, incoming) = answer.into_parts();
         let body = Body::new(incoming, link, self.inner.clone());
+        let content_type = head.headers.get(header::CONTENT_TYPE);
         Reply {
             status: head.status,
+            content_type: content_type
+                .and_then(|v| v.to_str().ok())
+                .map(str::to_owned),
+            whole: head.headers.contains_key(header::CONTENT_LENGTH),
             body,
         }
     }
@@ -248,6 +289,7 @@ impl Http {
         &self,
         method: &Method,
         path: &str,
+        kind: HeaderValue,
         body: Bytes,
     ) -> Result<Request<Full<Bytes>>, HttpError> {
         let mut request = Request::builder()
@@ -255,7 +297,7 @@ impl Http {
             .uri(format!("{}{path}", self.inner.prefix))
             .header(header::HOST, self.inner.authority.clone());
         if method == Method::POST {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+            request = request.header(header::CONTENT_TYPE, kind);
         }
         if let Some(key) = &self.inner.key {
             request = request.header(header::AUTHORIZATION, key.clone());
@@ -301,6 +343,10 @@ impl Http {
 pub struct Reply {
     /// As the engine said.
     pub status: StatusCode,
+    /// What it says the body is; not all engines say the truth.
+    pub content_type: Option<String>,
+    /// The body's length was known before it was sent: it was made as a whole.
+    pub whole: bool,
     /// What follows.
     pub body: Body,
 }

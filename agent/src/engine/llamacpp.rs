@@ -231,6 +231,7 @@ impl Engine for LlamaCpp {
             slots: self.slots.unwrap_or(1),
             models: Vec::new(),
             version: String::new(),
+            voices: Vec::new(),
         };
         let Some(props) = self.ask::<Props>("/props").await? else {
             return Ok(loading);
@@ -248,6 +249,7 @@ impl Engine for LlamaCpp {
             slots: self.slots.unwrap_or(props.total_slots.max(1)),
             models: vec![model],
             version: props.build_info,
+            voices: Vec::new(),
         })
     }
 

@@ -11,6 +11,8 @@
 
 mod process;
 
+use super::hearing::{HearCall, HearStream, Sound};
+use super::speech::{SpeechCall, SpeechStream};
 use super::{Engine, EngineError, EngineInfo, EngineStream};
 use process::Process;
 use rand::Rng;
@@ -223,6 +225,7 @@ impl Managed {
             slots: 1,
             models,
             version: String::new(),
+            voices: Vec::new(),
         }
     }
 
@@ -262,6 +265,14 @@ impl Engine for Managed {
 
     async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError> {
         self.engine.generate(request).await
+    }
+
+    async fn speak(&self, call: SpeechCall) -> Result<SpeechStream, EngineError> {
+        self.engine.speak(call).await
+    }
+
+    async fn hear(&self, call: HearCall, sound: Sound) -> Result<HearStream, EngineError> {
+        self.engine.hear(call, sound).await
     }
 
     fn local_port(&self) -> Option<u16> {

@@ -6,25 +6,41 @@
 //! - [`managed`]: engines that the agent itself starts, watches and stops.
 //! - [`detect`]: which API answers where.
 //! - [`resume`]: going on after a delivered text.
+//! - [`speech`], [`hearing`]: what goes to engines that speak and hear, and what comes back.
+//!   [`sounding`] reads the sound of all that speak. The adapters: [`openai_speech`],
+//!   [`transcribe`] (uploads to all OpenAI-style servers), [`piper`], [`chatterbox`],
+//!   [`wyoming`], [`glm_asr`], [`system`].
 //! - [`http`], [`lines`], [`stream`], [`request`], [`refusal`]: what the adapters share.
 
 pub mod auto;
+pub mod chatterbox;
 pub mod configured;
 pub mod detect;
+pub mod glm_asr;
+pub mod hearing;
 pub mod http;
 pub mod lines;
 pub mod llamacpp;
 pub mod managed;
 pub mod ollama;
 pub mod openai;
+pub mod openai_speech;
+pub mod piper;
 pub mod refusal;
 pub mod registry;
 pub mod request;
 pub mod resume;
+pub mod sounding;
+pub mod speech;
 pub mod stream;
+pub mod system;
+pub mod transcribe;
+pub mod wyoming;
 
 use futures_util::stream::BoxStream;
+use hearing::{HearCall, HearStream, Sound};
 use http::{Http, UrlError};
+use speech::{SpeechCall, SpeechStream, Voice};
 use std::sync::Arc;
 use unamesh_proto::wire::{
     Chunk, EngineKind, FinishReason, GenerateRequest, Health, ModelAdvert, Phase, Usage,
@@ -39,6 +55,8 @@ pub struct EngineInfo {
     pub slots: u16,
     /// Its models (`engine` and `stats` are filled in by the registry).
     pub models: Vec<ModelAdvert>,
+    /// Its voices, if it speaks.
+    pub voices: Vec<Voice>,
     /// Its version, empty if it tells none.
     pub version: String,
 }
@@ -103,6 +121,14 @@ pub enum EngineError {
         /// What was asked for.
         model: String,
     },
+    /// It has no such voice. It was not spoken in another one.
+    #[error("{engine} has no voice {voice:?}")]
+    UnknownVoice {
+        /// The engine's name.
+        engine: String,
+        /// What was asked for.
+        voice: String,
+    },
     /// The prompt is larger than the model's context.
     #[error("the prompt of {tokens} tokens exceeds the context of {context}")]
     ContextExceeded {
@@ -163,6 +189,33 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// See [`EngineError`]; nothing was delivered.
     async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError>;
+
+    /// Speaks a text. Resolves when the engine answered; the sound comes as it is made.
+    ///
+    /// # Errors
+    /// See [`EngineError`]; nothing was delivered. [`EngineError::Unsupported`] if it does not
+    /// speak.
+    async fn speak(&self, call: SpeechCall) -> Result<SpeechStream, EngineError> {
+        let _ = call;
+        Err(self.cannot("speech"))
+    }
+
+    /// Transcribes one utterance, of which the sound may still be coming.
+    ///
+    /// # Errors
+    /// See [`EngineError`]; [`EngineError::Unsupported`] if it does not transcribe.
+    async fn hear(&self, call: HearCall, sound: Sound) -> Result<HearStream, EngineError> {
+        let _ = (call, sound);
+        Err(self.cannot("transcription"))
+    }
+
+    /// The error of an engine that does not do `what`.
+    fn cannot(&self, what: &str) -> EngineError {
+        EngineError::Unsupported {
+            engine: self.name().to_owned(),
+            what: what.to_owned(),
+        }
+    }
 
     /// The port of this machine where it answers, so that detection does not find it again.
     fn local_port(&self) -> Option<u16> {
@@ -225,6 +278,18 @@ pub fn adapter(spec: &EngineSpec) -> Result<Arc<dyn Engine>, UrlError> {
         EngineKind::Ollama => {
             Arc::new(ollama::Ollama::new(name, Http::new(&spec.url, key)?, slots))
         }
+        EngineKind::OpenAiSpeech | EngineKind::Whisper => {
+            let http = Http::new(&spec.url, key)?;
+            Arc::new(openai_speech::OpenAiSpeech::new(name, kind, http, slots))
+        }
+        EngineKind::Piper => Arc::new(piper::Piper::new(name, Http::new(&spec.url, key)?, slots)),
+        EngineKind::Chatterbox => {
+            let http = Http::new(&spec.url, key)?;
+            Arc::new(chatterbox::Chatterbox::new(name, http, slots))
+        }
+        EngineKind::Wyoming => Arc::new(wyoming::Wyoming::new(name, &spec.url, slots)?),
+        EngineKind::GlmAsr => Arc::new(glm_asr::GlmAsr::new(name, &spec.url, key, slots)?),
+        EngineKind::System => Arc::new(system::System::of_this_machine(name, slots)),
         kind => Arc::new(openai::OpenAi::new(
             name,
             kind,
@@ -236,3 +301,7 @@ pub fn adapter(spec: &EngineSpec) -> Result<Arc<dyn Engine>, UrlError> {
 
 #[cfg(test)]
 mod faults;
+#[cfg(test)]
+mod hearing_faults;
+#[cfg(test)]
+mod speech_faults;

@@ -122,6 +122,7 @@ impl Engine for Ollama {
             slots: self.slots,
             models,
             version: version.version,
+            voices: Vec::new(),
         })
     }
 

@@ -10,14 +10,19 @@
 
 mod deltas;
 mod models;
+pub(super) use models::advert;
 
 pub use deltas::ChatStream;
 
+use super::hearing::{HearCall, HearStream, Sound};
 use super::http::Http;
+use super::openai_speech::{self, Asked};
 use super::refusal::{refusal, unreachable};
 use super::request::{Budget, Object, budget, extra, messages};
 use super::resume::{Open, Seen, Start, declined, resume};
+use super::speech::{SpeechCall, SpeechStream};
 use super::stream::{Out, ready, run};
+use super::transcribe::{self, Api};
 use super::{Engine, EngineError, EngineEvent, EngineInfo, EngineStream};
 use futures_util::StreamExt;
 use models::{List, LmList, LmModel, Model};
@@ -152,6 +157,7 @@ impl Engine for OpenAi {
             slots: self.slots,
             models,
             version,
+            voices: Vec::new(),
         })
     }
 
@@ -163,6 +169,14 @@ impl Engine for OpenAi {
             return Err(declined(&self.name));
         }
         chat(&self.name, self.kind, &self.http, &request, &self.seen).await
+    }
+
+    async fn speak(&self, call: SpeechCall) -> Result<SpeechStream, EngineError> {
+        openai_speech::speak(&self.name, &self.http, &call, Asked::Wav).await
+    }
+
+    async fn hear(&self, call: HearCall, sound: Sound) -> Result<HearStream, EngineError> {
+        transcribe::hear(&self.name, &self.http, Api::OpenAi, call, sound)
     }
 }
 

@@ -24,12 +24,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracked::Tracked;
 use unamesh_client::clock;
-use unamesh_proto::limits::{MAX_ENGINES, MAX_MODELS};
+use unamesh_proto::limits::{MAX_ENGINES, MAX_MODELS, MAX_VOICES};
 use unamesh_proto::rank::distance;
 use unamesh_proto::timeouts::{
     BUSY_RETRY, DETECT_EVERY, ENGINE_POLL, ENGINE_START_POLL, ENGINE_WEDGED,
 };
-use unamesh_proto::wire::{EngineAdvert, ErrorCode, Health, ModelAdvert, Stats, WireError};
+use unamesh_proto::wire::{
+    EngineAdvert, ErrorCode, Health, ModelAdvert, Stats, VoiceAdvert, WireError,
+};
 
 /// What this machine offers. `busy` and `queue` of the engines are 0: admission knows them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,6 +40,8 @@ pub struct Catalog {
     pub engines: Vec<EngineAdvert>,
     /// Of all engines, those of engines that are down included.
     pub models: Vec<ModelAdvert>,
+    /// Likewise.
+    pub voices: Vec<VoiceAdvert>,
 }
 
 /// An engine for a request.
@@ -304,6 +308,8 @@ impl Registry {
             next.engines.push(entry.advert());
             let room = MAX_MODELS.saturating_sub(next.models.len());
             next.models.extend(entry.models(index).take(room));
+            let room = MAX_VOICES.saturating_sub(next.voices.len());
+            next.voices.extend(entry.voices(index).take(room));
         }
         self.with_stats(next)
     }
@@ -358,6 +364,7 @@ fn differs(old: &Catalog, new: &Catalog) -> bool {
         *old == plain && !speed_differs(&stats, &new.stats)
     };
     old.engines != new.engines
+        || old.voices != new.voices
         || old.models.len() != new.models.len()
         || !old.models.iter().zip(&new.models).all(same_model)
 }
@@ -378,7 +385,10 @@ pub fn wire_error(error: &EngineError) -> WireError {
     let code = match error {
         EngineError::Down { .. } => ErrorCode::EngineDown,
         EngineError::Invalid { .. } => ErrorCode::Invalid,
-        EngineError::UnknownModel { .. } => ErrorCode::UnknownModel,
+        // Another peer may have it, as with a model; the field tells them apart.
+        EngineError::UnknownModel { .. } | EngineError::UnknownVoice { .. } => {
+            ErrorCode::UnknownModel
+        }
         EngineError::ContextExceeded { .. } => ErrorCode::ContextExceeded,
         EngineError::Busy { .. } => ErrorCode::Busy,
         EngineError::Failed { .. } => ErrorCode::EngineFailed,
@@ -390,6 +400,7 @@ pub fn wire_error(error: &EngineError) -> WireError {
             field: Some(field), ..
         } => wire.field(field),
         EngineError::UnknownModel { .. } => wire.field("model"),
+        EngineError::UnknownVoice { .. } => wire.field("voice"),
         EngineError::ContextExceeded { .. } => wire.field("messages"),
         EngineError::Busy { .. } => wire.retry_after(BUSY_RETRY),
         _ => wire,

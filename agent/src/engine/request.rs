@@ -79,13 +79,21 @@ pub type Extra = BTreeMap<String, Box<RawValue>>;
 /// # Errors
 /// It is no JSON object.
 pub fn extra(request: &GenerateRequest) -> Result<Extra, EngineError> {
-    if request.extra.is_empty() {
-        return Ok(Extra::new());
-    }
-    let mut extra: Extra = serde_json::from_str(&request.extra)
-        .map_err(|e| invalid("extra", format!("the request's extra fields: {e}")))?;
+    let mut extra = object(&request.extra)?;
     extra.retain(|name, _| !CARRIAGE.contains(&name.as_str()));
     Ok(extra)
+}
+
+/// Reads other fields of a request; empty = none.
+///
+/// # Errors
+/// It is no JSON object.
+pub fn object(extra: &str) -> Result<Extra, EngineError> {
+    if extra.is_empty() {
+        return Ok(Extra::new());
+    }
+    serde_json::from_str(extra)
+        .map_err(|e| invalid("extra", format!("the request's extra fields: {e}")))
 }
 
 /// Whether the request asks for more than text.

@@ -275,7 +275,7 @@ fn collect(identity: &Identity, sources: &Sources) -> Advert {
         hardware: sources.hardware.borrow().clone(),
         engines,
         models: catalog.models.clone(),
-        voices: Vec::new(),
+        voices: catalog.voices.clone(),
     }
 }
 

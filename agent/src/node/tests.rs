@@ -54,6 +54,7 @@ impl Engine for Says {
             slots: 4,
             models: vec![model],
             version: String::new(),
+            voices: Vec::new(),
         })
     }
     async fn generate(&self, _: Arc<GenerateRequest>) -> Result<EngineStream, EngineError> {

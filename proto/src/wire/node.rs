@@ -49,6 +49,20 @@ open_enum! {
         Vllm = 4 "vllm",
         /// LM Studio.
         LmStudio = 5 "lmstudio",
+        /// An OpenAI-style server of speech: VibeVoice, Kokoro, speaches, ...
+        OpenAiSpeech = 6 "openai-speech",
+        /// Piper's own HTTP server.
+        Piper = 7 "piper",
+        /// Chatterbox.
+        Chatterbox = 8 "chatterbox",
+        /// The Wyoming protocol over TCP.
+        Wyoming = 9 "wyoming",
+        /// GLM-ASR's WebSocket.
+        GlmAsr = 10 "glm-asr",
+        /// The operating system's own voice.
+        System = 11 "system",
+        /// An OpenAI-style server that transcribes only: whisper.cpp, faster-whisper, ...
+        Whisper = 12 "whisper",
     }
 }
 

@@ -274,6 +274,7 @@ impl Engine for EngineDouble {
             slots: script.slots,
             models: vec![model(&script)],
             version: "double".to_owned(),
+            voices: Vec::new(),
         })
     }
 

@@ -77,13 +77,15 @@ impl LmModel {
 }
 
 /// What a name alone tells. Servers that list a model and say no more have it in memory.
-fn advert(name: String) -> ModelAdvert {
+pub fn advert(name: String) -> ModelAdvert {
     let lower = name.to_ascii_lowercase();
     let has = |word: &str| lower.contains(word);
     let kind = match () {
         () if has("embed") => ModelKind::Embed,
-        () if has("whisper") || has("-asr") => ModelKind::Stt,
-        () if has("tts") => ModelKind::Tts,
+        () if has("whisper") || has("-asr") || has("parakeet") || has("moonshine") => {
+            ModelKind::Stt
+        }
+        () if has("tts") || has("kokoro") || has("vibevoice") || has("piper") => ModelKind::Tts,
         () => ModelKind::Llm,
     };
     ModelAdvert {

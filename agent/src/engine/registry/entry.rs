@@ -1,12 +1,13 @@
 //! What is known of one engine, and what its latest word makes of it.
 
 use super::tracked::Tracked;
+use crate::engine::speech::Voice;
 use crate::engine::{Engine, EngineError, EngineInfo};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use unamesh_proto::limits::MAX_NAME;
-use unamesh_proto::wire::{EngineAdvert, Health, ModelAdvert, Residency};
+use unamesh_proto::wire::{EngineAdvert, Health, ModelAdvert, Residency, VoiceAdvert};
 
 /// One engine.
 pub struct Entry {
@@ -15,6 +16,7 @@ pub struct Entry {
     health: Health,
     slots: u16,
     models: Vec<ModelAdvert>,
+    voices: Vec<Voice>,
     why: Option<EngineError>,
     /// Takes connections and does not answer since then.
     mute_since: Option<Instant>,
@@ -28,6 +30,7 @@ impl Entry {
             health: Health::Starting,
             slots: 1,
             models: Vec::new(),
+            voices: Vec::new(),
             why: None,
             mute_since: None,
         }
@@ -62,6 +65,11 @@ impl Entry {
                 };
                 self.slots = info.slots;
                 self.take_models(info.models, health);
+                // One that loads has not lost its voices.
+                if health != Health::Starting || !info.voices.is_empty() {
+                    self.voices = info.voices;
+                    self.voices.retain(Voice::fits);
+                }
                 health
             }
             Err(EngineError::Busy { .. }) if ours > 0 => Health::Busy,
@@ -141,6 +149,15 @@ impl Entry {
         self.models.iter().map(move |model| ModelAdvert {
             engine: index,
             ..model.clone()
+        })
+    }
+
+    /// Its voices, as of engine number `index`.
+    pub fn voices(&self, index: u16) -> impl Iterator<Item = VoiceAdvert> {
+        self.voices.iter().map(move |voice| VoiceAdvert {
+            engine: index,
+            name: voice.name.clone(),
+            language: voice.language.clone(),
         })
     }
 }

@@ -51,6 +51,7 @@ fn info(health: Health) -> EngineInfo {
         slots: 1,
         models,
         version: String::new(),
+        voices: Vec::new(),
     }
 }
 

@@ -1,6 +1,9 @@
-//! An engine, and how many generations of ours run on it.
+//! An engine, and how much of ours runs on it.
 
+use crate::engine::hearing::{HearCall, HearStream, Sound};
+use crate::engine::speech::{SpeechCall, SpeechStream};
 use crate::engine::{Engine, EngineError, EngineInfo, EngineStream};
+use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +12,7 @@ use std::task::{Context, Poll};
 use tokio::sync::Notify;
 use unamesh_proto::wire::{EngineKind, GenerateRequest};
 
-/// Counts generations while they run, and reports their failures.
+/// Counts generations, speech and transcriptions while they run, and reports their failures.
 pub struct Tracked {
     engine: Arc<dyn Engine>,
     shared: Arc<Shared>,
@@ -40,6 +43,21 @@ impl Tracked {
     pub async fn failed(&self) {
         self.shared.failed.notified().await;
     }
+
+    /// What `start` starts, counted until it ends.
+    async fn counted<T: 'static>(
+        &self,
+        start: impl Future<Output = Result<BoxStream<'static, Result<T, EngineError>>, EngineError>>,
+    ) -> Result<BoxStream<'static, Result<T, EngineError>>, EngineError> {
+        let guard = Guard::new(&self.shared);
+        match start.await {
+            Ok(stream) => Ok(Counted { stream, guard }.boxed()),
+            Err(error) => {
+                guard.judge(&error);
+                Err(error)
+            }
+        }
+    }
 }
 
 #[async_trait::async_trait]
@@ -57,14 +75,15 @@ impl Engine for Tracked {
     }
 
     async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError> {
-        let guard = Guard::new(&self.shared);
-        match self.engine.generate(request).await {
-            Ok(stream) => Ok(Counted { stream, guard }.boxed()),
-            Err(error) => {
-                guard.judge(&error);
-                Err(error)
-            }
-        }
+        self.counted(self.engine.generate(request)).await
+    }
+
+    async fn speak(&self, call: SpeechCall) -> Result<SpeechStream, EngineError> {
+        self.counted(self.engine.speak(call)).await
+    }
+
+    async fn hear(&self, call: HearCall, sound: Sound) -> Result<HearStream, EngineError> {
+        self.counted(self.engine.hear(call, sound)).await
     }
 
     fn local_port(&self) -> Option<u16> {
@@ -98,13 +117,13 @@ impl Drop for Guard {
     }
 }
 
-struct Counted {
-    stream: EngineStream,
+struct Counted<T> {
+    stream: BoxStream<'static, Result<T, EngineError>>,
     guard: Guard,
 }
 
-impl Stream for Counted {
-    type Item = <EngineStream as Stream>::Item;
+impl<T> Stream for Counted<T> {
+    type Item = Result<T, EngineError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let item = self.stream.poll_next_unpin(cx);
