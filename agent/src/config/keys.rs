@@ -95,7 +95,8 @@ pub const ENGINE_KEYS: &[(&str, &str, &str)] = &[
     ),
     (
         "kind",
-        "The API: \"auto\" (ask the engine), \"llama.cpp\", \"ollama\", \"openai\", \"vllm\", \"lmstudio\".",
+        "The API: \"auto\" (ask the engine), \"llama.cpp\", \"ollama\", \"openai\", \"vllm\", \"lmstudio\"; \
+         of speech: \"openai-speech\", \"piper\", \"chatterbox\", \"wyoming\", \"glm-asr\", \"whisper\", \"system\".",
         "\"auto\"",
     ),
     (

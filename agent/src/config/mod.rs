@@ -7,10 +7,12 @@
 //! structs here. A file is checked key by key before it is deserialized, so that a typing
 //! error is reported with its line and the key that was probably meant.
 
+mod api;
 pub mod keys;
 mod load;
 mod near;
 
+pub use api::EngineApi;
 pub use keys::{documented_default, unknown_variable};
 pub use load::{ConfigError, Sources};
 
@@ -20,7 +22,6 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
-use unamesh_proto::wire::EngineKind;
 use unamesh_proto::{limits, timeouts};
 
 /// The default port: TCP for the gateway, UDP for the data plane.
@@ -137,72 +138,6 @@ pub struct EngineConfig {
     pub api_key_env: String,
     /// A path to ask for health; empty = the API's own.
     pub health: String,
-}
-
-/// The API of a configured engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum EngineApi {
-    /// Asked of the engine itself.
-    #[default]
-    #[serde(rename = "auto")]
-    Auto,
-    /// llama.cpp's server.
-    #[serde(rename = "llama.cpp")]
-    LlamaCpp,
-    /// Ollama's own API.
-    #[serde(rename = "ollama")]
-    Ollama,
-    /// Any OpenAI-style server.
-    #[serde(rename = "openai")]
-    OpenAi,
-    /// vLLM.
-    #[serde(rename = "vllm")]
-    Vllm,
-    /// LM Studio.
-    #[serde(rename = "lmstudio")]
-    LmStudio,
-    /// An OpenAI-style server of speech.
-    #[serde(rename = "openai-speech")]
-    OpenAiSpeech,
-    /// Piper's own HTTP server.
-    #[serde(rename = "piper")]
-    Piper,
-    /// Chatterbox.
-    #[serde(rename = "chatterbox")]
-    Chatterbox,
-    /// The Wyoming protocol; its URL is `tcp://HOST:PORT`.
-    #[serde(rename = "wyoming")]
-    Wyoming,
-    /// GLM-ASR's WebSocket; its URL is `http://HOST:PORT`.
-    #[serde(rename = "glm-asr")]
-    GlmAsr,
-    /// The voice of the operating system; needs no URL.
-    #[serde(rename = "system")]
-    System,
-    /// An OpenAI-style server that transcribes only.
-    #[serde(rename = "whisper")]
-    Whisper,
-}
-
-impl EngineApi {
-    /// The kind on the wire; `None` = find out.
-    pub const fn kind(self) -> Option<EngineKind> {
-        match self {
-            EngineApi::Auto => None,
-            EngineApi::LlamaCpp => Some(EngineKind::LlamaCpp),
-            EngineApi::Ollama => Some(EngineKind::Ollama),
-            EngineApi::OpenAi => Some(EngineKind::OpenAi),
-            EngineApi::Vllm => Some(EngineKind::Vllm),
-            EngineApi::LmStudio => Some(EngineKind::LmStudio),
-            EngineApi::OpenAiSpeech => Some(EngineKind::OpenAiSpeech),
-            EngineApi::Piper => Some(EngineKind::Piper),
-            EngineApi::Chatterbox => Some(EngineKind::Chatterbox),
-            EngineApi::Wyoming => Some(EngineKind::Wyoming),
-            EngineApi::GlmAsr => Some(EngineKind::GlmAsr),
-            EngineApi::System => Some(EngineKind::System),
-            EngineApi::Whisper => Some(EngineKind::Whisper),
-        }
-    }
 }
 
 /// `[serve]`: answering others.
@@ -395,11 +330,15 @@ impl Config {
                     format!("{:?} is used twice; names must differ", engine.name),
                 );
             }
+            let schemes = engine.kind.schemes();
+            if schemes.is_empty() && engine.url.is_empty() {
+                continue;
+            }
             match url::Url::parse(&engine.url) {
                 Ok(url) if !url.username().is_empty() || url.password().is_some() => {
                     return bad("url", UrlError::Credentials.to_string());
                 }
-                Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {}
+                Ok(url) if schemes.contains(&url.scheme()) && url.has_host() => {}
                 _ => {
                     return bad(
                         "url",

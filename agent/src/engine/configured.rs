@@ -224,4 +224,21 @@ mod tests {
         let engines = build(entry).unwrap();
         assert_eq!((engines[0].name(), engines[0].local_port()), ("e", Some(9)));
     }
+
+    #[test]
+    fn speech_has_its_own_addresses() {
+        use crate::config::EngineApi;
+        let of = |kind, url| EngineConfig { kind, ..entry(url) };
+        let wyoming = of(EngineApi::Wyoming, "tcp://127.0.0.1:10200");
+        let system = of(EngineApi::System, "");
+        for (entry, port) in [(wyoming, Some(10_200)), (system, None)] {
+            let config = crate::config::Config {
+                engine: vec![entry.clone()],
+                ..Default::default()
+            };
+            assert_eq!(config.check(), Ok(()));
+            assert_eq!(build(entry).unwrap()[0].local_port(), port);
+        }
+        assert!(build(of(EngineApi::Wyoming, "tcp://127.0.0.1")).is_err());
+    }
 }

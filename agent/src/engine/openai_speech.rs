@@ -256,7 +256,6 @@ async fn ask(
         (!call.language.is_empty()).then_some(&call.language),
     )?;
     body.maybe("speed", call.speed)?;
-    body.set("stream", true)?;
     if !chosen {
         body.set("response_format", asked.word())?;
     }

@@ -11,8 +11,11 @@
 
 mod entry;
 mod tracked;
+mod wire;
 
-use super::{Engine, EngineError, adapter, detect};
+pub use wire::wire_error;
+
+use super::{Engine, adapter, detect};
 use crate::state::SpeedStore;
 use entry::Entry;
 use std::collections::BTreeSet;
@@ -26,9 +29,7 @@ use tracked::Tracked;
 use unamesh_client::clock;
 use unamesh_proto::limits::{MAX_ENGINES, MAX_MODELS, MAX_VOICES};
 use unamesh_proto::rank::distance;
-use unamesh_proto::timeouts::{
-    BUSY_RETRY, DETECT_EVERY, ENGINE_POLL, ENGINE_START_POLL, ENGINE_WEDGED,
-};
+use unamesh_proto::timeouts::{DETECT_EVERY, ENGINE_POLL, ENGINE_START_POLL, ENGINE_WEDGED};
 use unamesh_proto::wire::{
     EngineAdvert, ErrorCode, Health, ModelAdvert, Stats, VoiceAdvert, WireError,
 };
@@ -378,33 +379,6 @@ fn speed_differs(old: &Stats, new: &Stats) -> bool {
         || moved(old.ttft_per_ktok_ms, new.ttft_per_ktok_ms)
         || moved(old.itl_ms, new.itl_ms)
         || moved(old.load_ms, new.load_ms)
-}
-
-/// An engine's error as it travels.
-pub fn wire_error(error: &EngineError) -> WireError {
-    let code = match error {
-        EngineError::Down { .. } => ErrorCode::EngineDown,
-        EngineError::Invalid { .. } => ErrorCode::Invalid,
-        // Another peer may have it, as with a model; the field tells them apart.
-        EngineError::UnknownModel { .. } | EngineError::UnknownVoice { .. } => {
-            ErrorCode::UnknownModel
-        }
-        EngineError::ContextExceeded { .. } => ErrorCode::ContextExceeded,
-        EngineError::Busy { .. } => ErrorCode::Busy,
-        EngineError::Failed { .. } => ErrorCode::EngineFailed,
-        EngineError::Unsupported { .. } => ErrorCode::Unsupported,
-    };
-    let wire = WireError::new(code, error.to_string());
-    match error {
-        EngineError::Invalid {
-            field: Some(field), ..
-        } => wire.field(field),
-        EngineError::UnknownModel { .. } => wire.field("model"),
-        EngineError::UnknownVoice { .. } => wire.field("voice"),
-        EngineError::ContextExceeded { .. } => wire.field("messages"),
-        EngineError::Busy { .. } => wire.retry_after(BUSY_RETRY),
-        _ => wire,
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use super::*;
-use crate::engine::{EngineEvent, EngineInfo, EngineStream};
+use crate::engine::speech::Voice;
+use crate::engine::{EngineError, EngineEvent, EngineInfo, EngineStream};
 use futures_util::{StreamExt, stream};
 use unamesh_proto::wire::{EngineKind, GenerateRequest, InputKind, ModelKind, Residency};
 
@@ -243,4 +244,30 @@ async fn an_engine_that_loads_keeps_its_models() {
     health(&mut changes, Health::Starting).await;
     assert_eq!(registry.catalog().models[0].residency, Residency::Loading);
     assert!(registry.pick("smollm2", u16::MAX).is_ok());
+}
+
+#[tokio::test]
+async fn voices_are_in_the_catalog_and_their_changes_are_news() {
+    let puppet = Puppet::new();
+    let registry = start(&puppet);
+    let mut changes = registry.changes();
+    health(&mut changes, Health::Ok).await;
+    let voices = vec![Voice::named("en_US-joe-medium"), Voice::named("")];
+    puppet.say(Ok(EngineInfo {
+        voices,
+        ..info(Health::Ok)
+    }));
+    changes.wait_for(|c| !c.voices.is_empty()).await.unwrap();
+    let joe = VoiceAdvert {
+        engine: 0,
+        name: "en_US-joe-medium".into(),
+        language: "en-US".into(),
+    };
+    assert_eq!(registry.catalog().voices, [joe.clone()]);
+    // One that loads has not lost them.
+    puppet.say(Ok(info(Health::Starting)));
+    health(&mut changes, Health::Starting).await;
+    assert_eq!(registry.catalog().voices, [joe]);
+    puppet.say(Ok(info(Health::Ok)));
+    changes.wait_for(|c| c.voices.is_empty()).await.unwrap();
 }
