@@ -3,27 +3,22 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::EngineError;
-use super::faults::{Act, Double, chunk, end, engine_at, head, reply};
+use super::faults::{Act, Double, chunk, end, head, reply};
 use super::speech::{SpeechCall, SpeechEvent, SpeechStream, Voice};
 use super::{Engine, system};
 use futures_util::StreamExt;
-use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
-use unamesh_proto::limits::MAX_WYOMING_PART;
 use unamesh_proto::wire::{EngineKind, ModelKind};
 
 const SPEECH: &str = "/v1/audio/speech";
 
-fn call(text: &str) -> SpeechCall {
+pub(super) fn call(text: &str) -> SpeechCall {
     SpeechCall {
         text: text.to_owned(),
         ..SpeechCall::default()
     }
 }
 
-fn in_voice(voice: &str) -> SpeechCall {
+pub(super) fn in_voice(voice: &str) -> SpeechCall {
     SpeechCall {
         voice: voice.to_owned(),
         ..call("Hello.")
@@ -51,7 +46,7 @@ fn wav(channels: u16, bits: u16, rate: u32, samples: &[u8]) -> Vec<u8> {
 }
 
 /// Samples of 1000.
-fn loud(samples: usize) -> Vec<u8> {
+pub(super) fn loud(samples: usize) -> Vec<u8> {
     1000i16.to_le_bytes().repeat(samples)
 }
 
@@ -65,7 +60,7 @@ fn whole(body: &[u8]) -> Vec<Act> {
 }
 
 /// The rate, all samples, and how it ended.
-async fn listen(mut stream: SpeechStream) -> (u32, Vec<i16>, Result<u64, EngineError>) {
+pub(super) async fn listen(mut stream: SpeechStream) -> (u32, Vec<i16>, Result<u64, EngineError>) {
     let (mut told, mut all) = (0, Vec::new());
     loop {
         match stream.next().await.expect("a terminal item") {
@@ -96,7 +91,7 @@ async fn play(acts: Vec<Act>, call: SpeechCall) -> (u32, Vec<i16>, Result<u64, E
     }
 }
 
-fn reason(end: Result<u64, EngineError>) -> String {
+pub(super) fn reason(end: Result<u64, EngineError>) -> String {
     match end {
         Err(EngineError::Failed { reason, .. }) => reason,
         other => panic!("{other:?}"),
@@ -321,70 +316,6 @@ async fn a_huge_head_is_an_error() {
     );
     let (.., end) = play(vec![Act::Say(long.into_bytes())], call("Hello.")).await;
     assert!(matches!(end, Err(EngineError::Failed { .. })), "{end:?}");
-    let (.., end) = wyoming(vec![b'{'; MAX_WYOMING_PART + 2], in_voice("")).await;
-    assert!(reason(end).contains("exceeds"));
-    let huge = b"{\"type\":\"audio-chunk\",\"payload_length\":4000000000}\n".to_vec();
-    assert!(reason(wyoming(huge, in_voice("")).await.2).contains("exceeds"));
-}
-
-/// What a Wyoming server that answers by `bytes` is heard to say.
-async fn wyoming(bytes: Vec<u8>, call: SpeechCall) -> (u32, Vec<i16>, Result<u64, EngineError>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("tcp://{}", listener.local_addr().unwrap())
-        .parse()
-        .unwrap();
-    let mut task = JoinSet::new();
-    task.spawn(async move {
-        let (mut socket, _) = listener.accept().await.unwrap();
-        let _ = socket.read(&mut [0; 4096]).await;
-        let _ = socket.write_all(&bytes).await;
-        let _ = socket.shutdown().await;
-        // Until the other side closes: a reset would take the bytes with it.
-        let _ = socket.read_to_end(&mut Vec::new()).await;
-    });
-    let engine = engine_at(&url, EngineKind::Wyoming);
-    let stream = engine.speak(call).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(20), listen(stream))
-        .await
-        .unwrap()
-}
-
-fn event(json: &str, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = format!("{json}\n").into_bytes();
-    bytes.extend_from_slice(payload);
-    bytes
-}
-
-#[tokio::test]
-async fn wyoming_speaks() {
-    let format = r#"{"rate":22050,"width":2,"channels":1}"#;
-    let start = event(&format!(r#"{{"type":"audio-start","data":{format}}}"#), b"");
-    let chunk = format!(r#"{{"type":"audio-chunk","data":{format},"payload_length":8}}"#);
-    let chunk = event(&chunk, &loud(4));
-    let stop = event(r#"{"type":"audio-stop","data":{}}"#, b"");
-    let all = [&start[..], &chunk, &chunk, &stop].concat();
-    assert_eq!(
-        wyoming(all.clone(), in_voice("")).await,
-        (22_050, vec![1000; 8], Ok(8))
-    );
-    let (_, heard, end) = wyoming([&start[..], &chunk].concat(), in_voice("")).await;
-    assert_eq!(heard.len(), 4);
-    assert!(reason(end).contains("before its speech ended"));
-    let (.., end) = wyoming([start.clone(), stop].concat(), in_voice("")).await;
-    assert!(reason(end).contains("no audio"));
-    let other = r#"{"type":"audio-start","data":{"rate":16000,"width":2,"channels":1}}"#;
-    let (.., end) = wyoming([start, chunk, event(other, b"")].concat(), in_voice("")).await;
-    assert!(reason(end).contains("changes"));
-    let gone = event(
-        r#"{"type":"error","data":{"text":"Voice not found: joe"}}"#,
-        b"",
-    );
-    let (.., end) = wyoming(gone, in_voice("joe")).await;
-    assert!(
-        matches!(end, Err(EngineError::UnknownVoice { .. })),
-        "{end:?}"
-    );
-    assert!(reason(wyoming(b"\r\n\r\n".to_vec(), in_voice("")).await.2).contains("Wyoming"));
 }
 
 #[cfg(unix)]

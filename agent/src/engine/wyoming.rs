@@ -11,6 +11,8 @@
 //!                      -> (transcript-start transcript-chunk*) transcript (transcript-stop)
 //! ```
 
+#[cfg(test)]
+mod faults;
 mod frame;
 mod hear;
 mod link;

@@ -258,16 +258,16 @@ async fn voices_are_in_the_catalog_and_their_changes_are_news() {
         ..info(Health::Ok)
     }));
     changes.wait_for(|c| !c.voices.is_empty()).await.unwrap();
-    let joe = VoiceAdvert {
+    let joe = [VoiceAdvert {
         engine: 0,
         name: "en_US-joe-medium".into(),
         language: "en-US".into(),
-    };
-    assert_eq!(registry.catalog().voices, [joe.clone()]);
+    }];
+    assert_eq!(registry.catalog().voices, joe);
     // One that loads has not lost them.
     puppet.say(Ok(info(Health::Starting)));
     health(&mut changes, Health::Starting).await;
-    assert_eq!(registry.catalog().voices, [joe]);
+    assert_eq!(registry.catalog().voices, joe);
     puppet.say(Ok(info(Health::Ok)));
     changes.wait_for(|c| c.voices.is_empty()).await.unwrap();
 }
