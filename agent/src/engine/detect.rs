@@ -85,7 +85,7 @@ pub async fn identify(http: &Http) -> Option<EngineKind> {
         Ok(Ok(list)) if !list[GATEWAY_MARK].is_null() => None,
         Ok(Ok(list)) if list["data"][0]["owned_by"] == "vllm" => Some(EngineKind::Vllm),
         Ok(Ok(list)) if list["data"].is_array() => Some(EngineKind::OpenAi),
-        Err(HttpError::Connect(_)) => None,
+        Err(HttpError::Connect(_) | HttpError::Late(_)) => None,
         _ => speech(http).await,
     }
 }

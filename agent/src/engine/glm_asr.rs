@@ -269,7 +269,7 @@ impl Hearing {
                 text: self.with(said),
             })),
             Some("final") => {
-                self.take(&message, said);
+                self.take(&message, said)?;
                 let ends = message["is_end_of_utterance"] != false && self.sound.is_none();
                 Ok(Some(match ends {
                     true => self.transcript(),
@@ -287,15 +287,19 @@ impl Hearing {
         }
     }
 
-    fn take(&mut self, message: &Value, said: &str) {
-        // At most as many words as the server's sentences have; its clock runs on over them.
+    fn take(&mut self, message: &Value, said: &str) -> Result<(), EngineError> {
         self.text = self.with(said);
+        // The server's clock runs on over its sentences.
         self.words.extend(Word::read_all(&message["words"]));
+        if self.text.len() > MAX_ENGINE_MESSAGE || self.words.len() > MAX_ENGINE_MESSAGE {
+            return Err(self.failed("its transcript has no end".to_owned()));
+        }
         self.finals += 1;
         if let Some(new) = message["confidence"].as_f64() {
             let new = (new as f32).clamp(0.0, 1.0);
             self.confidence = Some(self.confidence.map_or(new, |old| old.min(new)));
         }
+        Ok(())
     }
 
     /// All finals and `said`.

@@ -40,7 +40,7 @@ const SLOTS: u16 = 1;
 pub enum Asked {
     /// A WAV.
     Wav,
-    /// Raw samples, known to be [`PCM`].
+    /// Raw samples, known to be 16-bit mono of 24 kHz.
     Pcm,
 }
 
