@@ -293,6 +293,8 @@ fn stream_error(error: io::Error) -> ReadError {
 pub struct RecordWriter {
     stream: SendStream,
     scratch: Vec<u8>,
+    /// Of `scratch`: what [`RecordWriter::poll_flush`] has written.
+    written: usize,
 }
 
 impl RecordWriter {
@@ -301,6 +303,7 @@ impl RecordWriter {
         RecordWriter {
             stream,
             scratch: Vec::new(),
+            written: 0,
         }
     }
 
@@ -317,10 +320,29 @@ impl RecordWriter {
     /// # Errors
     /// The stream or its connection is over.
     pub async fn flush(&mut self) -> Result<(), LinkError> {
-        let written = self.stream.write_all(&self.scratch).await;
+        poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// As [`RecordWriter::flush`], as far as the stream takes it now; more may be queued
+    /// meanwhile. After an error nothing is queued.
+    ///
+    /// # Errors
+    /// The stream or its connection is over.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        let outcome = loop {
+            let rest = &self.scratch[self.written..];
+            if rest.is_empty() {
+                break Ok(());
+            }
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, rest)) {
+                Ok(bytes) => self.written += bytes,
+                Err(e) => break Err(write_error(&e)),
+            }
+        };
         self.scratch.clear();
         self.scratch.shrink_to(MAX_SMALL_RECORD);
-        written.map_err(|e| write_error(&e))
+        self.written = 0;
+        Poll::Ready(outcome)
     }
 
     /// Writes `record`, after what was queued.

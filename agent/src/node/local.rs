@@ -3,9 +3,11 @@
 use crate::serve::Service;
 use std::sync::Arc;
 use unamesh_client::pool::QuicTransport;
-use unamesh_client::transport::{BoxFuture, FrameStream, LinkError, Open, Transport};
+use unamesh_client::transport::{
+    BoxFuture, FrameStream, HearLink, LinkError, Open, SpeakLink, Transport,
+};
 use unamesh_proto::NodeId;
-use unamesh_proto::wire::{ErrorCode, WireError};
+use unamesh_proto::wire::{ErrorCode, HearRequest, SpeakRequest, WireError};
 
 /// The transport of an agent that serves itself.
 pub struct AgentTransport {
@@ -37,7 +39,34 @@ impl Transport for AgentTransport {
         Box::pin(std::future::ready(opened))
     }
 
+    fn speak(
+        &self,
+        node: NodeId,
+        request: Arc<SpeakRequest>,
+    ) -> BoxFuture<Result<Box<dyn SpeakLink>, LinkError>> {
+        if node != self.me {
+            return self.quic.speak(node, request);
+        }
+        Box::pin(std::future::ready(Err(no_speech())))
+    }
+
+    fn hear(
+        &self,
+        node: NodeId,
+        request: HearRequest,
+    ) -> BoxFuture<Result<Box<dyn HearLink>, LinkError>> {
+        if node != self.me {
+            return self.quic.hear(node, request);
+        }
+        Box::pin(std::future::ready(Err(no_speech())))
+    }
+
     fn warm(&self, nodes: &[NodeId]) {
         self.quic.warm(nodes);
     }
+}
+
+fn no_speech() -> LinkError {
+    let message = "this agent serves no speech to itself yet";
+    LinkError::Refused(WireError::new(ErrorCode::Unsupported, message))
 }

@@ -19,6 +19,7 @@
 mod entry;
 mod keep;
 pub(crate) mod race;
+mod speech;
 mod transport;
 
 pub use transport::QuicTransport;

@@ -1,14 +1,19 @@
-//! Requests over QUIC.
+//! Requests over QUIC: one bidirectional stream each, polled in place.
 
 use super::Pool;
 use super::entry::InUse;
 use crate::endpoint::{CLOSE_NORMAL, link_error};
 use crate::framing::{RecordReader, RecordWriter};
-use crate::transport::{BoxFuture, FrameStream, LinkError, Open, Transport};
+use crate::transport::{BoxFuture, FrameStream, HearLink, LinkError, Open, SpeakLink, Transport};
 use futures_util::FutureExt;
+use quinn::{Connection, RecvStream, SendStream};
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use unamesh_proto::wire::{ErrorCode, GenFrame, StreamHeader, StreamKind, VERSION, WireError};
+use unamesh_proto::wire::{
+    DecodeError, ErrorCode, GenFrame, HearRequest, Record, SpeakRequest, StreamHeader, StreamKind,
+    VERSION, WireError,
+};
 use unamesh_proto::{NodeId, timeouts};
 
 /// The [`Transport`] over a [`Pool`]'s connections.
@@ -18,8 +23,49 @@ impl Transport for QuicTransport {
     fn open(&self, node: NodeId, open: Open) -> BoxFuture<Result<Box<dyn FrameStream>, LinkError>> {
         let pool = self.0.clone();
         Box::pin(async move {
-            let stream = open_stream(&pool, node, &open).await?;
+            let opened = match &open {
+                Open::Reattach(_, after) => open_bi(pool.connection_since(node, *after)).await?,
+                _ => open_at(&pool, node).await?,
+            };
+            let in_use = InUse::new(pool.entry(node));
+            let stream: QuicStream<GenFrame> = match &open {
+                Open::Generate(request) => {
+                    QuicStream::begin(opened, in_use, StreamKind::Generate, &**request).await?
+                }
+                Open::Attach(attach) | Open::Reattach(attach, _) => {
+                    QuicStream::begin(opened, in_use, StreamKind::Attach, attach).await?
+                }
+            };
             Ok(Box::new(stream) as Box<dyn FrameStream>)
+        })
+    }
+
+    fn speak(
+        &self,
+        node: NodeId,
+        request: Arc<SpeakRequest>,
+    ) -> BoxFuture<Result<Box<dyn SpeakLink>, LinkError>> {
+        let pool = self.0.clone();
+        Box::pin(async move {
+            let opened = open_at(&pool, node).await?;
+            let in_use = InUse::new(pool.entry(node));
+            let stream = QuicStream::begin(opened, in_use, StreamKind::Speak, &*request).await?;
+            Ok(Box::new(stream) as Box<dyn SpeakLink>)
+        })
+    }
+
+    fn hear(
+        &self,
+        node: NodeId,
+        request: HearRequest,
+    ) -> BoxFuture<Result<Box<dyn HearLink>, LinkError>> {
+        let pool = self.0.clone();
+        Box::pin(async move {
+            let opened = open_at(&pool, node).await?;
+            let in_use = InUse::new(pool.entry(node));
+            let kind = StreamKind::Transcribe;
+            let stream = QuicStream::begin(opened, in_use, kind, &request).await?;
+            Ok(Box::new(stream) as Box<dyn HearLink>)
         })
     }
 
@@ -28,46 +74,25 @@ impl Transport for QuicTransport {
     }
 }
 
-async fn open_stream(pool: &Arc<Pool>, node: NodeId, open: &Open) -> Result<QuicStream, LinkError> {
-    let (send, recv) = match open {
-        Open::Reattach(_, after) => open_bi(pool.connection_since(node, *after)).await?,
-        _ => match open_bi(pool.connection(node)).await {
-            // It broke just now, with nothing sent: once more on a new connection.
-            Err(LinkError::Lost(_)) => open_bi(pool.connection(node)).await?,
-            other => other?,
-        },
-    };
-    let mut stream = QuicStream {
-        writer: RecordWriter::new(send),
-        reader: RecordReader::new(recv),
-        state: Delivered::Some,
-        _in_use: InUse::new(pool.entry(node)),
-    };
-    // Header and request leave in one write: one packet, where they fit.
-    let header = |kind| StreamHeader {
-        version: VERSION,
-        kind,
-    };
-    match open {
-        Open::Generate(request) => {
-            stream.writer.push(&header(StreamKind::Generate))?;
-            stream.writer.write(request.as_ref()).await?;
-        }
-        Open::Attach(attach) | Open::Reattach(attach, _) => {
-            stream.writer.push(&header(StreamKind::Attach))?;
-            stream.writer.write(attach).await?;
-        }
+type Opened = (Connection, SendStream, RecvStream);
+
+/// A stream at `node`, with nothing sent yet.
+async fn open_at(pool: &Arc<Pool>, node: NodeId) -> Result<Opened, LinkError> {
+    match open_bi(pool.connection(node)).await {
+        // It broke just now, with nothing sent: once more on a new connection.
+        Err(LinkError::Lost(_)) => open_bi(pool.connection(node)).await,
+        other => other,
     }
-    Ok(stream)
 }
 
 async fn open_bi(
-    connection: impl Future<Output = Result<quinn::Connection, LinkError>>,
-) -> Result<(quinn::SendStream, quinn::RecvStream), LinkError> {
+    connection: impl Future<Output = Result<Connection, LinkError>>,
+) -> Result<Opened, LinkError> {
     let connection = connection.await?;
     // Waits only if the peer's limit of streams is used up.
     match tokio::time::timeout(timeouts::DIAL, connection.open_bi()).await {
-        Ok(opened) => opened.map_err(|e| link_error(&e)),
+        Ok(Ok((send, recv))) => Ok((connection, send, recv)),
+        Ok(Err(e)) => Err(link_error(&e)),
         Err(_) => Err(LinkError::Refused(WireError::new(
             ErrorCode::Limit,
             "every stream that the peer allows on this connection is in use",
@@ -75,12 +100,33 @@ async fn open_bi(
     }
 }
 
+/// What an agent sends on one kind of stream.
+pub(super) trait Frame: Sized {
+    /// `None` is known and of no use here (a later version may send it): it is skipped.
+    fn decode(kind: u16, body: &[u8]) -> Result<Option<Self>, DecodeError>;
+
+    /// Nothing may follow it.
+    fn is_terminal(&self) -> bool;
+}
+
+impl Frame for GenFrame {
+    fn decode(kind: u16, body: &[u8]) -> Result<Option<Self>, DecodeError> {
+        GenFrame::decode(kind, body)
+    }
+
+    fn is_terminal(&self) -> bool {
+        GenFrame::is_terminal(self)
+    }
+}
+
 /// One request. Polls quinn's stream in place: no task and no channel in between.
-struct QuicStream {
-    writer: RecordWriter,
+pub(super) struct QuicStream<F> {
+    pub(super) connection: Connection,
+    pub(super) writer: RecordWriter,
     reader: RecordReader,
     state: Delivered,
     _in_use: InUse,
+    frames: PhantomData<fn() -> F>,
 }
 
 #[derive(PartialEq)]
@@ -92,13 +138,35 @@ enum Delivered {
     Broken,
 }
 
-impl FrameStream for QuicStream {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<GenFrame, LinkError>>> {
+impl<F> QuicStream<F> {
+    /// Sends a stream's header and its request in one write: one packet, where they fit.
+    async fn begin<R: Record>(
+        (connection, send, recv): Opened,
+        in_use: InUse,
+        kind: StreamKind,
+        request: &R,
+    ) -> Result<Self, LinkError> {
+        let mut stream = QuicStream {
+            connection,
+            writer: RecordWriter::new(send),
+            reader: RecordReader::new(recv),
+            state: Delivered::Some,
+            _in_use: in_use,
+            frames: PhantomData,
+        };
+        let version = VERSION;
+        stream.writer.push(&StreamHeader { version, kind })?;
+        stream.writer.write(request).await?;
+        Ok(stream)
+    }
+}
+
+impl<F: Frame> QuicStream<F> {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<F, LinkError>>> {
         while self.state == Delivered::Some {
             let frame = match ready!(self.reader.poll_record(cx)) {
-                Ok(Some((kind, body))) => match GenFrame::decode(kind, &body) {
+                Ok(Some((kind, body))) => match F::decode(kind, &body) {
                     Ok(Some(frame)) => Ok(frame),
-                    // Known, but of no use here (a later version may send it): skipped.
                     Ok(None) => continue,
                     Err(e) => Err(LinkError::Protocol(e)),
                 },
@@ -119,7 +187,13 @@ impl FrameStream for QuicStream {
     }
 }
 
-impl Drop for QuicStream {
+impl FrameStream for QuicStream<GenFrame> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<GenFrame, LinkError>>> {
+        self.poll_next(cx)
+    }
+}
+
+impl<F> Drop for QuicStream<F> {
     /// The agent stops the engine's work when either direction ends early: STOP_SENDING wakes
     /// its writer, the reset its reader.
     fn drop(&mut self) {
