@@ -184,3 +184,7 @@ pub const MAX_HEARD_SECONDS: usize = 900;
 pub const MAX_WYOMING_PART: usize = 1024 * 1024;
 /// Bytes of one message of a speech engine's WebSocket: a transcript with its words.
 pub const MAX_ENGINE_MESSAGE: usize = 1024 * 1024;
+/// Pieces of an answer that wait to be spoken before no more of it is read: minutes of speech.
+pub const MAX_WAITING_PIECES: usize = 64;
+/// Messages of a conversation's history; the oldest beside the system's go: a school day of turns.
+pub const MAX_MESSAGES: usize = 4096;

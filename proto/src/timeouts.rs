@@ -189,3 +189,20 @@ pub const SPEECH_LEAD: Duration = Duration::from_secs(10);
 pub const GRANT_STEP: Duration = Duration::from_millis(500);
 /// Sound this close to the ear counts as played: the device may hold it already.
 pub const PLAYOUT: Duration = Duration::from_millis(60);
+/// After so much silence the recognizer says what it has, and the language model begins with it:
+/// pauses within a sentence are mostly shorter, and the rest of the wait for the end hides most of
+/// its first token.
+pub const SPECULATE: Duration = Duration::from_millis(160);
+/// Silence after which an utterance is over, if the caller names none: pauses for thought are
+/// longer, but a conversation with longer ones feels slow.
+pub const END_SILENCE: Duration = Duration::from_millis(300);
+/// The user's voice for so long ends an answer: longer than a cough or a knock, shorter than a
+/// word.
+pub const BARGE_IN: Duration = Duration::from_millis(120);
+/// Sound before a hearing begins that it gets too: voice detection finds a word after it began.
+pub const PREROLL: Duration = Duration::from_millis(200);
+/// A hearing into which nobody has spoken is opened anew after this: what the engine and both sides
+/// keep of it grows meanwhile.
+pub const HEARING_IDLE: Duration = Duration::from_secs(60);
+/// After a hearing failed, the next one is tried no sooner.
+pub const HEARING_RETRY: Duration = Duration::from_secs(1);

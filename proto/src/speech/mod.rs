@@ -6,6 +6,7 @@
 //!   without its marks.
 //! - [`speak`]: a spoken text from its first dial to its one terminal event.
 //! - [`hear`]: the same of an utterance and its transcript.
+//! - [`turn`]: a conversation: what is heard, thought and said, and when.
 //! - `crew`: the peers that work on either, as [`crate::session`] has them for text.
 //!
 //! The receiver's side of the uplink is [`crate::jitter`].
@@ -17,6 +18,7 @@ mod sentence;
 pub mod speak;
 mod spoken;
 pub mod text;
+pub mod turn;
 pub mod uplink;
 
 use crate::session::Reason;
