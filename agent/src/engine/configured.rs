@@ -103,7 +103,8 @@ fn one(
     Ok(Arc::new(Checked { engine, http, path }))
 }
 
-fn command(entry: &EngineConfig) -> Option<Command> {
+/// How to start the engine of an entry; `None` if it is only talked to.
+pub(crate) fn command(entry: &EngineConfig) -> Option<Command> {
     let (program, args) = entry.command.split_first()?;
     Some(Command {
         program: program.into(),

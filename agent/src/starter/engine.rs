@@ -1,19 +1,21 @@
 //! One starter engine that runs: for tests and measurements that want a real engine.
 
 use super::{Starter, StarterError};
-use crate::engine::managed::{Command, Managed, State};
+use crate::config::EngineConfig;
+use crate::engine::configured::command;
+use crate::engine::managed::{Managed, State};
 use crate::engine::{Engine, EngineSpec, adapter};
 use std::net::TcpListener;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use unamesh_proto::timeouts::{ENGINE_START_POLL, LOAD_MAX};
-use unamesh_proto::wire::{EngineKind, Health};
+use unamesh_proto::wire::Health;
 
 /// The starter model's name in the API.
 pub const MODEL: &str = "smollm2-135m";
 
-/// A real llama.cpp server on a free port. It ends with [`RunningEngine::stop`], and at the
+/// A real engine. It ends with [`RunningEngine::stop`], and at the
 /// latest when this is dropped.
 pub struct RunningEngine {
     /// The adapter, with the process behind it.
@@ -25,31 +27,31 @@ pub struct RunningEngine {
 }
 
 impl RunningEngine {
-    /// Starts one with `extra` arguments of the start script and waits until it answers.
+    /// Starts llama.cpp with `extra` arguments of the start script and waits until it answers.
     ///
     /// # Errors
     /// [`StarterError::Engine`].
     pub async fn start(starter: &Starter, extra: &[&str]) -> Result<RunningEngine, StarterError> {
-        let failed = |why: String| StarterError::Engine(why);
-        let port = free_port().map_err(|e| failed(e.to_string()))?;
-        let url: url::Url = format!("http://127.0.0.1:{port}")
-            .parse()
-            .map_err(|e: url::ParseError| failed(e.to_string()))?;
+        let port = free_port().map_err(failed)?;
+        let extra: Vec<String> = extra.iter().map(|arg| (*arg).to_owned()).collect();
+        RunningEngine::of(&starter.entry(&format!("starter-{port}"), port, &extra)).await
+    }
+
+    /// Starts the engine of an entry that has a command, and waits until it answers.
+    ///
+    /// # Errors
+    /// [`StarterError::Engine`].
+    pub async fn of(entry: &EngineConfig) -> Result<RunningEngine, StarterError> {
+        let url: url::Url = entry.url.parse().map_err(failed)?;
         let spec = EngineSpec {
-            name: format!("starter-{port}"),
-            kind: Some(EngineKind::LlamaCpp),
+            name: entry.name.clone(),
+            kind: entry.kind.kind(),
             url: url.clone(),
-            slots: None,
+            slots: (entry.slots > 0).then_some(entry.slots),
             api_key: None,
         };
-        let talks = adapter(&spec).map_err(|e| failed(e.to_string()))?;
-        let extra: Vec<String> = extra.iter().map(|arg| (*arg).to_owned()).collect();
-        let args = starter.command(port, &extra).split_off(1);
-        let command = Command {
-            program: starter.python.clone(),
-            args,
-            ..Command::default()
-        };
+        let talks = adapter(&spec).map_err(failed)?;
+        let command = command(entry).ok_or_else(|| failed("it has no command"))?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let engine = Managed::start(command, talks, &tasks, stop.clone());
         let running = RunningEngine {
@@ -61,7 +63,7 @@ impl RunningEngine {
         match tokio::time::timeout(LOAD_MAX, running.answers()).await {
             Ok(Ok(())) => Ok(running),
             Ok(Err(why)) => Err(failed(why)),
-            Err(_) => Err(failed("it did not answer in time".to_owned())),
+            Err(_) => Err(failed("it did not answer in time")),
         }
     }
 
@@ -93,6 +95,10 @@ impl Drop for RunningEngine {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+fn failed(why: impl ToString) -> StarterError {
+    StarterError::Engine(why.to_string())
 }
 
 /// A port of the loopback interface that is free now.

