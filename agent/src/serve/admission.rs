@@ -2,7 +2,9 @@
 //!
 //! Each engine has a *lane*: as many seats as it has slots, and a bounded queue in the order
 //! of arrival. A [`Seat`] is a place in a lane, waiting or taken; dropping it gives the place
-//! back, wherever the request was, and seats the next. A full queue is answered with `busy`
+//! back, wherever the request was, and seats the next. Speech takes a seat for each piece of
+//! its text, since it rests while its listener has enough: who has begun goes before who has
+//! not, and is never turned away. A full queue is answered with `busy`
 //! and the time in which a place should get free: what a request took on this engine lately,
 //! over the number of slots.
 //!
@@ -55,6 +57,8 @@ struct Lane {
 /// What a lane and a seat share.
 #[derive(Default)]
 struct Place {
+    /// Of a request that had a seat before.
+    again: bool,
     taken: AtomicBool,
     waker: AtomicWaker,
 }
@@ -76,16 +80,32 @@ impl Admission {
     /// # Errors
     /// `Busy` if the queue is full, with the time after which to try again.
     pub fn enter(self: &Arc<Self>, index: u16) -> Result<Seat, WireError> {
-        let place = Arc::new(Place::default());
+        self.place(index, false)
+    }
+
+    /// Takes a seat for the next part of a request that had one: before all that have not
+    /// begun, and whatever waits. There are never more of these than requests that run.
+    ///
+    /// # Errors
+    /// There is no such engine.
+    pub fn enter_again(self: &Arc<Self>, index: u16) -> Result<Seat, WireError> {
+        self.place(index, true)
+    }
+
+    fn place(self: &Arc<Self>, index: u16, again: bool) -> Result<Seat, WireError> {
+        let place = Arc::new(Place {
+            again,
+            ..Place::default()
+        });
         let mut lanes = self.lock();
         let Some(lane) = lanes.get_mut(usize::from(index)) else {
             let message = format!("this agent has no engine {index}");
             return Err(WireError::new(ErrorCode::Invalid, message).field("engine"));
         };
-        if lane.busy >= lane.slots && lane.queue.len() >= self.queue {
+        if !again && lane.busy >= lane.slots && lane.queue.len() >= self.queue {
             return Err(lane.full());
         }
-        lane.queue.push_back(Arc::clone(&place));
+        lane.wait(Arc::clone(&place));
         self.settle(lanes);
         Ok(Seat {
             admission: Arc::clone(self),
@@ -186,6 +206,13 @@ impl Admission {
 }
 
 impl Lane {
+    /// Puts `place` behind those of its kind: who goes on is before who begins.
+    fn wait(&mut self, place: Arc<Place>) {
+        let before = |other: &Arc<Place>| other.again || !place.again;
+        let at = self.queue.iter().take_while(|other| before(other)).count();
+        self.queue.insert(at, place);
+    }
+
     /// Seats as many of those who wait as there are free slots; they are to be woken.
     fn seat(&mut self, seated: &mut Vec<Arc<Place>>) {
         while self.busy < self.slots

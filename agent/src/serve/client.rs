@@ -41,7 +41,27 @@ impl Client {
         reader: RecordReader,
         drills: Arc<Drills>,
     ) -> Self {
-        let gone = Box::pin(gone(connection.clone(), send.stopped(), reader));
+        let reset = said_all(reader);
+        Self::with(connection, send, drills, reset)
+    }
+
+    /// The client on a stream of `connection`, which goes on talking: whoever reads that sees
+    /// a reset of it. One that wants no more stops the other direction too.
+    pub fn talking(
+        connection: quinn::Connection,
+        send: SendStream,
+        drills: Arc<Drills>,
+    ) -> Self {
+        Self::with(connection, send, drills, std::future::pending())
+    }
+
+    fn with(
+        connection: quinn::Connection,
+        send: SendStream,
+        drills: Arc<Drills>,
+        reset: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        let gone = Box::pin(gone(connection.clone(), send.stopped(), reset));
         Client {
             connection,
             send,
@@ -109,19 +129,21 @@ impl Client {
     }
 }
 
-/// Waits for the end of either direction. The client has said all that it had to say: a
-/// record more is as good as a reset.
+/// Resolves with the end of a direction that has nothing more to say: a record more is as good
+/// as a reset.
+async fn said_all(mut reader: RecordReader) {
+    if reader.ended().await.is_ok() {
+        // Finished in good order: it only listens.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Waits for the end of either direction.
 async fn gone(
     connection: quinn::Connection,
     stopped: impl Future<Output = Result<Option<quinn::VarInt>, quinn::StoppedError>> + Send,
-    mut reader: RecordReader,
+    reset: impl Future<Output = ()> + Send,
 ) -> Gone {
-    let reset = async {
-        if reader.ended().await.is_ok() {
-            // Finished in good order: it only listens.
-            std::future::pending::<()>().await;
-        }
-    };
     tokio::select! {
         stopped = stopped => match stopped {
             Ok(None) => Gone::Delivered,

@@ -20,8 +20,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
+use unamesh_client::transport::BoxFuture;
 use unamesh_proto::timeouts::DRILL_MAX;
 use unamesh_proto::wire::{Drill, ErrorCode, Fault, WireError};
 
@@ -137,6 +140,43 @@ impl Drop for Playing {
         }
         *playing = None;
         drills.over.send_modify(|drills| *drills += 1);
+    }
+}
+
+/// One stream's view of a hang that is played. The default plays along in none: it is for this
+/// agent's own applications.
+#[derive(Default)]
+pub(super) struct Hang {
+    drills: Option<Arc<Drills>>,
+    /// Since when its engine plays dead, and until when.
+    playing: Option<(Instant, BoxFuture<()>)>,
+}
+
+impl Hang {
+    /// For a stream of somebody else, which plays along.
+    pub fn of(drills: &Arc<Drills>) -> Self {
+        Hang {
+            drills: Some(Arc::clone(drills)),
+            playing: None,
+        }
+    }
+
+    /// Pending while the engine plays dead; then, once, how long it did. Zero as a rule.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Duration> {
+        if self.playing.is_none()
+            && let Some(drills) = self.drills.as_ref().filter(|drills| drills.is_hung())
+        {
+            let drills = Arc::clone(drills);
+            let over: BoxFuture<()> = Box::pin(async move { drills.over().await });
+            self.playing = Some((Instant::now(), over));
+        }
+        let Some((since, over)) = &mut self.playing else {
+            return Poll::Ready(Duration::ZERO);
+        };
+        ready!(over.as_mut().poll(cx));
+        let long = since.elapsed();
+        self.playing = None;
+        Poll::Ready(long)
     }
 }
 

@@ -20,8 +20,19 @@ impl Encoder {
     /// # Errors
     /// The frame exceeds its class.
     pub fn record(&mut self, frame: &GenFrame) -> Result<Bytes, DecodeError> {
+        self.written(|out| frame.encode(out))
+    }
+
+    /// What `encode` appends.
+    ///
+    /// # Errors
+    /// Those of `encode`.
+    pub fn written(
+        &mut self,
+        encode: impl FnOnce(&mut Vec<u8>) -> Result<(), DecodeError>,
+    ) -> Result<Bytes, DecodeError> {
         self.scratch.clear();
-        frame.encode(&mut self.scratch)?;
+        encode(&mut self.scratch)?;
         if self.block.capacity() < self.scratch.len() {
             self.block = BytesMut::with_capacity(BLOCK.max(self.scratch.len()));
         }

@@ -5,9 +5,10 @@
 //!              (bounds,   (header,   ├─► probe for another: the node's hooks
 //!               member)    gate)     ├─► watch: the peer table as it changes
 //!                                    ├─► attach ──────────────► the generation's task
-//!                                    └─► generate ─► admission ─► generation (run, journal,
-//!                                                        │                    client)
-//!   this agent ─────────────────────────► open_local ────┴─────► run
+//!                                    ├─► generate ─► admission ─► generation (run, journal,
+//!                                    │                   │                    client)
+//!                                    └─► speak ────► admission ─► voice (speaking, client)
+//!   this agent ──────────► open_local, speak_local ──────┴─────► run, speaking
 //! ```
 //! - [`listener`]: the accept loop and its bounds; one check of membership a connection.
 //! - [`gate`]: the one table of who may open what.
@@ -15,6 +16,7 @@
 //! - [`admission`]: slots, the queue, `busy`; the loads that adverts carry.
 //! - [`run`]: one generation as its frames: the engine's stream, polled where it is needed.
 //! - [`generation`]: a run with a journal and a client elsewhere, in one task.
+//! - [`voice`]: speech.
 //! - [`watch`]: the peer table for those who do not gossip.
 //! - [`drills`]: faults that are played on purpose.
 //!
@@ -35,10 +37,12 @@ mod journals;
 mod leaving;
 mod listener;
 mod meter;
+mod quiet;
 mod run;
 mod service;
 mod streams;
 mod validate;
+mod voice;
 mod watch;
 
 pub use admission::EngineLoad;

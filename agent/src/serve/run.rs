@@ -8,7 +8,7 @@
 //! [`Run::poll_frame`] is the whole of it: it polls the engine's stream itself, in the task of
 //! whoever wants the frames, and makes of it `Accepted`, `Token`s with their index, one
 //! terminal frame, and a `Progress` whenever nothing went out for
-//! [`timeouts::PROGRESS_EVERY`]. A request over QUIC ([`super::generation`]) and one of this
+//! [`unamesh_proto::timeouts::PROGRESS_EVERY`]. A request over QUIC ([`super::generation`]) and one of this
 //! agent itself ([`super::Service::open_local`]) run the same code.
 //!
 //! `Accepted` comes before anything is known of the engine, so that the client can reattach
@@ -23,9 +23,10 @@
 
 use super::Service;
 use super::admission::Seat;
-use super::drills::Drills;
+use super::drills::Hang;
 use super::leaving::Watcher;
 use super::meter::Meter;
+use super::quiet::Quiet;
 use super::service::Active;
 use crate::engine::registry::{self, Picked};
 use crate::engine::{EngineError, EngineEvent, EngineStream};
@@ -35,14 +36,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep};
 use unamesh_client::transport::{BoxFuture, FrameStream, LinkError};
 use unamesh_proto::stops::{Piece, Stops};
 use unamesh_proto::wire::{
     Accepted, Chunk, Done, Draining, ErrorCode, FinishReason, GenFrame, GenerateRequest, Phase,
     Progress, Residency, Token, Usage, WireError,
 };
-use unamesh_proto::{GenerationId, limits, timeouts};
+use unamesh_proto::{GenerationId, limits};
 
 /// Bytes of a token record beside its texts and ids: index, lengths, counts.
 const TOKEN_OVERHEAD: usize = 64;
@@ -70,10 +70,7 @@ pub(super) struct Run {
     leaving: Watcher,
     meter: Meter,
     active: Option<Active>,
-    /// Of a run for somebody else, which plays along in a fire drill.
-    drills: Option<Arc<Drills>>,
-    /// Since when its engine plays dead, and until when.
-    hung: Option<(Instant, BoxFuture<()>)>,
+    hang: Hang,
 }
 
 enum Stage {
@@ -116,8 +113,7 @@ impl Run {
             leaving: service.leaving().watch(),
             meter: Meter::new(&request, picked.model.residency),
             active: Some(active),
-            drills: None,
-            hung: None,
+            hang: Hang::default(),
             service,
             request,
             picked,
@@ -126,7 +122,7 @@ impl Run {
 
     /// It is asked by another member.
     pub fn for_another(mut self) -> Self {
-        self.drills = Some(Arc::clone(self.service.drills()));
+        self.hang = Hang::of(self.service.drills());
         self
     }
 
@@ -182,7 +178,8 @@ impl Run {
 
     fn poll_stage(&mut self, cx: &mut Context<'_>) -> Poll<GenFrame> {
         loop {
-            ready!(self.poll_hung(cx));
+            // It was no slowness of the engine.
+            self.meter.exclude(ready!(self.hang.poll(cx)));
             if let Some((chunk, extra)) = self.ready.pop_front() {
                 return Poll::Ready(self.token(chunk, extra));
             }
@@ -217,25 +214,6 @@ impl Run {
                 return Poll::Ready(frame);
             }
         }
-    }
-
-    /// Pending while a drill has the engine play dead.
-    fn poll_hung(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.hung.is_none()
-            && let Some(drills) = self.drills.as_ref().filter(|drills| drills.is_hung())
-        {
-            let drills = Arc::clone(drills);
-            let over: BoxFuture<()> = Box::pin(async move { drills.over().await });
-            self.hung = Some((Instant::now(), over));
-        }
-        if let Some((since, over)) = &mut self.hung {
-            ready!(over.as_mut().poll(cx));
-            // It was no slowness of the engine.
-            let long = since.elapsed();
-            self.meter.exclude(long);
-            self.hung = None;
-        }
-        Poll::Ready(())
     }
 
     fn open(&mut self) {
@@ -403,34 +381,4 @@ fn opening_phase(residency: Residency) -> Phase {
 
 fn failed(code: ErrorCode, message: impl Into<String>) -> GenFrame {
     GenFrame::Error(WireError::new(code, message))
-}
-
-/// Rings when no frame went out for [`timeouts::PROGRESS_EVERY`]. A frame costs a reading of
-/// the clock; the timer is set anew only when it rings too early.
-struct Quiet {
-    since: Instant,
-    timer: Pin<Box<Sleep>>,
-}
-
-impl Quiet {
-    fn new() -> Self {
-        let since = Instant::now();
-        let timer = Box::pin(tokio::time::sleep_until(since + timeouts::PROGRESS_EVERY));
-        Quiet { since, timer }
-    }
-
-    fn broken(&mut self) {
-        self.since = Instant::now();
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            ready!(self.timer.as_mut().poll(cx));
-            let due = self.since + timeouts::PROGRESS_EVERY;
-            if Instant::now() >= due {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(due);
-        }
-    }
 }

@@ -31,7 +31,7 @@ pub struct ServeConfig {
     pub journal_bytes: usize,
     /// Bytes that all generations keep together.
     pub journals_bytes: usize,
-    /// Generations at once.
+    /// Generations and speech at once.
     pub generations: usize,
     /// Administrators of the mesh may have faults played here.
     pub drill: bool,
@@ -116,12 +116,12 @@ impl Service {
         self.admission.changes()
     }
 
-    /// Generations that run or wait, those of detached clients included.
+    /// Generations and speech that run or wait, those of detached clients included.
     pub fn active(&self) -> usize {
         *self.active.borrow()
     }
 
-    /// Generations that run or wait, whenever their number changes.
+    /// The same, whenever their number changes.
     pub fn active_changes(&self) -> watch::Receiver<usize> {
         self.active.subscribe()
     }
@@ -169,7 +169,11 @@ impl Service {
         Err(WireError::new(ErrorCode::Draining, message))
     }
 
-    fn enter(self: &Arc<Self>) -> Result<Active, WireError> {
+    /// Counts one more as active.
+    ///
+    /// # Errors
+    /// `Busy`: there are too many.
+    pub(super) fn enter(self: &Arc<Self>) -> Result<Active, WireError> {
         let most = self.config.generations;
         let entered = self.active.send_if_modified(|active| {
             let room = *active < most;
@@ -179,7 +183,7 @@ impl Service {
         if entered {
             return Ok(Active(Arc::clone(self)));
         }
-        let message = format!("this agent runs {most} generations already");
+        let message = format!("this agent runs {most} requests already");
         Err(WireError::new(ErrorCode::Busy, message).retry_after(timeouts::BUSY_RETRY))
     }
 
@@ -189,6 +193,10 @@ impl Service {
 
     pub(super) fn config(&self) -> &ServeConfig {
         &self.config
+    }
+
+    pub(super) fn admission(&self) -> &Arc<Admission> {
+        &self.admission
     }
 
     pub(super) fn generations(&self) -> &Arc<Generations> {
@@ -216,7 +224,7 @@ impl Service {
     }
 }
 
-/// Counts one generation as active until it is dropped.
+/// Counts one request as active until it is dropped.
 pub(super) struct Active(Arc<Service>);
 
 impl Drop for Active {

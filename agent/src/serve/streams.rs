@@ -6,7 +6,7 @@ use super::gate;
 use super::generation::Generation;
 use super::generations::Newcomer;
 use super::listener::{Guest, Listener};
-use super::watch;
+use super::{voice, watch};
 use quinn::{RecvStream, SendStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use unamesh_client::transport::LinkError;
 use unamesh_proto::timeouts;
 use unamesh_proto::wire::{
     Attach, Drill, DrillStarted, ErrorCode, GenerateRequest, Probe, ProbeFor, ProbeReply, Record,
-    SignedAdvert, StreamHeader, StreamKind, VERSION, WireError,
+    SignedAdvert, SpeakRequest, StreamHeader, StreamKind, VERSION, WireError,
 };
 
 /// What a stream asks for.
@@ -29,6 +29,7 @@ enum Opening {
     Exchange(SignedAdvert),
     Watch,
     Generate(GenerateRequest),
+    Speak(SpeakRequest),
     Attach(Attach),
     Drill(Drill),
 }
@@ -90,6 +91,7 @@ pub(super) async fn serve(
             watch::serve(&service, listener.hooks.snapshot(), client).await;
         }
         Ok(Opening::Generate(request)) => generate(service, &guest, request, send, reader).await,
+        Ok(Opening::Speak(request)) => speak(service, &guest, request, send, reader).await,
         Ok(Opening::Attach(request)) => attach(&service, &guest, request, send, reader).await,
         Ok(Opening::Drill(request)) => {
             let pause = |long| listener.hooks.pause(long);
@@ -125,6 +127,7 @@ async fn read(guest: &Guest, reader: &mut RecordReader) -> Result<Opening, WireE
         },
         StreamKind::Exchange => reader.expect().await.map(Opening::Exchange),
         StreamKind::Attach => reader.expect().await.map(Opening::Attach),
+        StreamKind::Speak => reader.expect().await.map(Opening::Speak),
         StreamKind::Admin => reader.expect().await.map(Opening::Drill),
         StreamKind::Watch => return Ok(Opening::Watch),
         StreamKind::Generate => {
@@ -157,6 +160,23 @@ async fn generate(
     let span = tracing::debug_span!("generation", id = ?run.id(), peer = owner.short());
     let generation = Generation::new(service, run, client, owner, first);
     Box::pin(generation.serve().instrument(span)).await;
+}
+
+async fn speak(
+    service: Arc<Service>,
+    guest: &Guest,
+    request: SpeakRequest,
+    send: SendStream,
+    reader: RecordReader,
+) {
+    let speaking = match service.admit_speech(Arc::new(request)) {
+        Ok(speaking) => speaking.for_another(),
+        Err(error) => return reply(&service, send, &error).await,
+    };
+    let client = talking(&service, guest, send);
+    let span = tracing::debug_span!("speech", peer = guest.member.node.short());
+    let served = voice::speak(&service, speaking, client, reader);
+    Box::pin(served.instrument(span)).await;
 }
 
 /// Hands the stream over to the task of the generation.
@@ -213,6 +233,12 @@ async fn drill(
 fn client(service: &Service, guest: &Guest, send: SendStream, reader: RecordReader) -> Client {
     let drills = Arc::clone(service.drills());
     Client::new(guest.connection.clone(), send, reader, drills)
+}
+
+/// The client of a stream on which it goes on talking.
+fn talking(service: &Service, guest: &Guest, send: SendStream) -> Client {
+    let drills = Arc::clone(service.drills());
+    Client::talking(guest.connection.clone(), send, drills)
 }
 
 /// Answers with one record and ends the stream.
