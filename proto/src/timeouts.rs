@@ -206,3 +206,6 @@ pub const PREROLL: Duration = Duration::from_millis(200);
 pub const HEARING_IDLE: Duration = Duration::from_secs(60);
 /// After a hearing failed, the next one is tried no sooner.
 pub const HEARING_RETRY: Duration = Duration::from_secs(1);
+/// A listener that has all that it granted and grants no more has paused its player; after this
+/// its speech ends, and can be asked for again from any chunk on.
+pub const LISTENER_PAUSE: Duration = Duration::from_secs(600);

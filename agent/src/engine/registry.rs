@@ -10,9 +10,11 @@
 //! it is down, since adverts refer to it.
 
 mod entry;
+mod pick;
 mod tracked;
 mod wire;
 
+pub use pick::{Picked, PickedSpeech};
 pub use wire::wire_error;
 
 use super::{Engine, adapter, detect};
@@ -28,11 +30,8 @@ use tokio_util::task::TaskTracker;
 use tracked::Tracked;
 use unamesh_client::clock;
 use unamesh_proto::limits::{MAX_ENGINES, MAX_MODELS, MAX_VOICES};
-use unamesh_proto::rank::distance;
 use unamesh_proto::timeouts::{DETECT_EVERY, ENGINE_POLL, ENGINE_START_POLL, ENGINE_WEDGED};
-use unamesh_proto::wire::{
-    EngineAdvert, ErrorCode, Health, ModelAdvert, Stats, VoiceAdvert, WireError,
-};
+use unamesh_proto::wire::{EngineAdvert, Health, ModelAdvert, Stats, VoiceAdvert};
 
 /// What this machine offers. `busy` and `queue` of the engines are 0: admission knows them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,17 +42,6 @@ pub struct Catalog {
     pub models: Vec<ModelAdvert>,
     /// Likewise.
     pub voices: Vec<VoiceAdvert>,
-}
-
-/// An engine for a request.
-#[derive(Clone)]
-pub struct Picked {
-    /// Takes the request.
-    pub engine: Arc<dyn Engine>,
-    /// Its index in the catalog.
-    pub index: u16,
-    /// The model as advertised.
-    pub model: ModelAdvert,
 }
 
 /// What one generation showed of an engine's speed.
@@ -146,41 +134,6 @@ impl Registry {
     /// Changes of it. A catalog whose measurements only grew older is no change.
     pub fn changes(&self) -> watch::Receiver<Arc<Catalog>> {
         self.catalog.subscribe()
-    }
-
-    /// The engine for `model`: number `engine`, or with `u16::MAX` the best that has it.
-    ///
-    /// # Errors
-    /// `unknown_model` with the nearest names, or `engine_down`.
-    pub fn pick(&self, model: &str, engine: u16) -> Result<Picked, WireError> {
-        let catalog = self.catalog();
-        let named =
-            |m: &&ModelAdvert| m.name == model || m.name.strip_suffix(":latest") == Some(model);
-        let asked = |m: &&ModelAdvert| engine == u16::MAX || m.engine == engine;
-        let health = |m: &ModelAdvert| catalog.engines.get(usize::from(m.engine)).map(|e| e.health);
-        let found = catalog
-            .models
-            .iter()
-            .filter(named)
-            .filter(asked)
-            .min_by_key(|m| (health(m).map_or(u8::MAX, preference), m.residency));
-        let Some(found) = found else {
-            return Err(unknown(model, &catalog.models));
-        };
-        let entries = self.lock();
-        let entry = entries.get(usize::from(found.engine));
-        let Some(entry) = entry else {
-            return Err(unknown(model, &catalog.models));
-        };
-        if health(found) == Some(Health::Down) {
-            let message = entry.why_down();
-            return Err(WireError::new(ErrorCode::EngineDown, message).retry_after(ENGINE_POLL));
-        }
-        Ok(Picked {
-            engine: entry.engine(),
-            index: found.engine,
-            model: found.clone(),
-        })
     }
 
     /// Takes in what a generation of `model` on engine `index` showed.
@@ -329,31 +282,6 @@ impl Registry {
         // Each change leaves the entries whole.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Better health first.
-fn preference(health: Health) -> u8 {
-    match health {
-        Health::Ok => 0,
-        Health::Busy => 1,
-        Health::Starting => 2,
-        _ => 3,
-    }
-}
-
-fn unknown(model: &str, models: &[ModelAdvert]) -> WireError {
-    const SHOWN: usize = 5;
-    let mut names: Vec<&str> = models.iter().map(|m| m.name.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    names.sort_by_cached_key(|name| distance(model, name));
-    names.truncate(SHOWN);
-    let message = if names.is_empty() {
-        format!("no model {model:?} here: no engine of this machine offers any")
-    } else {
-        format!("no model {model:?} here; near names: {}", names.join(", "))
-    };
-    WireError::new(ErrorCode::UnknownModel, message).field("model")
 }
 
 /// Whether others need to hear of it: all but small steps of what was measured.

@@ -47,7 +47,7 @@ impl Transport for AgentTransport {
         if node != self.me {
             return self.quic.speak(node, request);
         }
-        Box::pin(std::future::ready(Err(no_speech())))
+        Box::pin(std::future::ready(self.service.speak_local(request)))
     }
 
     fn hear(

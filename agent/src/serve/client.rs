@@ -47,11 +47,7 @@ impl Client {
 
     /// The client on a stream of `connection`, which goes on talking: whoever reads that sees
     /// a reset of it. One that wants no more stops the other direction too.
-    pub fn talking(
-        connection: quinn::Connection,
-        send: SendStream,
-        drills: Arc<Drills>,
-    ) -> Self {
+    pub fn talking(connection: quinn::Connection, send: SendStream, drills: Arc<Drills>) -> Self {
         Self::with(connection, send, drills, std::future::pending())
     }
 

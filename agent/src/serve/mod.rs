@@ -16,7 +16,7 @@
 //! - [`admission`]: slots, the queue, `busy`; the loads that adverts carry.
 //! - [`run`]: one generation as its frames: the engine's stream, polled where it is needed.
 //! - [`generation`]: a run with a journal and a client elsewhere, in one task.
-//! - [`voice`]: speech.
+//! - [`voice`]: texts that are spoken here.
 //! - [`watch`]: the peer table for those who do not gossip.
 //! - [`drills`]: faults that are played on purpose.
 //!

@@ -5,7 +5,9 @@ use super::*;
 use crate::engine::speech::Voice;
 use crate::engine::{EngineError, EngineEvent, EngineInfo, EngineStream};
 use futures_util::{StreamExt, stream};
-use unamesh_proto::wire::{EngineKind, GenerateRequest, InputKind, ModelKind, Residency};
+use unamesh_proto::wire::{
+    EngineKind, ErrorCode, GenerateRequest, InputKind, ModelKind, Residency,
+};
 
 /// A double: answers from what was put into it.
 struct Puppet {
@@ -270,4 +272,60 @@ async fn voices_are_in_the_catalog_and_their_changes_are_news() {
     assert_eq!(registry.catalog().voices, joe);
     puppet.say(Ok(info(Health::Ok)));
     changes.wait_for(|c| c.voices.is_empty()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_voice_is_the_one_asked_for_or_none() {
+    let puppet = Puppet::new();
+    let registry = start(&puppet);
+    let mut changes = registry.changes();
+    let tts = |name| ModelAdvert {
+        kind: ModelKind::Tts,
+        ..model(name)
+    };
+    let mut says = info(Health::Ok);
+    says.models.push(tts("kokoro"));
+    puppet.say(Ok(says.clone()));
+    changes
+        .wait_for(|c| c.models.iter().any(|m| m.name == "kokoro"))
+        .await
+        .unwrap();
+    let voice = |model, voice| {
+        let picked = registry.pick_speech(model, voice, u16::MAX);
+        picked
+            .map(|p| p.voice)
+            .map_err(|e| (e.code, e.field.unwrap()))
+    };
+    let unknown = |field: &str| Err((ErrorCode::UnknownModel, field.to_owned()));
+    // It lists none: it may have any.
+    assert_eq!(voice("Kokoro", "af_sky"), Ok("af_sky".to_owned()));
+    assert_eq!(voice("smollm2", ""), unknown("model"), "a text model");
+    assert_eq!(voice("vibevoice", ""), unknown("model"));
+
+    says.voices = vec![Voice::named("af_bella")];
+    puppet.say(Ok(says.clone()));
+    changes.wait_for(|c| c.voices.len() == 1).await.unwrap();
+    assert_eq!(voice("", ""), Ok("af_bella".to_owned()), "its only one");
+    assert_eq!(voice("", "AF_Bella"), Ok("af_bella".to_owned()));
+    assert_eq!(voice("kokoro", "af_sky"), unknown("voice"));
+    assert_eq!(
+        voice("", "af_bella+af_sky"),
+        Ok("af_bella+af_sky".to_owned())
+    );
+    let error = registry.pick_speech("", "af_bela", 0).err().unwrap();
+    assert!(error.message.contains("near names: af_bella"), "{error}");
+    assert!(registry.pick_speech("", "", 7).is_err());
+
+    says.voices.push(Voice::named("af_sky"));
+    puppet.say(Ok(says));
+    changes.wait_for(|c| c.voices.len() == 2).await.unwrap();
+    assert_eq!(
+        voice("", ""),
+        Ok(String::new()),
+        "its default, which it does not tell"
+    );
+    puppet.say(Err(late()));
+    health(&mut changes, Health::Down).await;
+    let error = registry.pick_speech("", "", u16::MAX).err().unwrap();
+    assert_eq!(error.code, ErrorCode::EngineDown);
 }

@@ -1,0 +1,62 @@
+//! Speech: texts that are spoken here.
+//!
+//! ```text
+//!   SpeakRequest ─► checks, pick, seat ─► Speaking ◄─ chunks   what is said, and in which pieces
+//!                                          │  ▲
+//!                      Mark, Sound, Done ◄─┘  └─ track    samples to packets, and the grant
+//! ```
+//! - [`speaking`]: one text as its frames, whoever polls them.
+//! - [`stream`]: the same for a client elsewhere: frames out, grants in.
+
+mod chunks;
+mod meter;
+mod speaking;
+mod stream;
+mod track;
+
+pub(super) use speaking::Speaking;
+pub(super) use stream::speak;
+
+use super::Service;
+use chunks::Chunks;
+use std::sync::Arc;
+use unamesh_client::transport::{LinkError, SpeakLink};
+use unamesh_proto::wire::{ErrorCode, SpeakRequest, WireError};
+
+impl Service {
+    /// Speaks `request` on an engine of this agent for this agent: the engine's stream is polled
+    /// by whoever polls the frames, and dropping them cancels it.
+    ///
+    /// # Errors
+    /// [`LinkError::Refused`], with the reason that a remote client would get; nothing was
+    /// done.
+    pub fn speak_local(
+        self: &Arc<Self>,
+        request: Arc<SpeakRequest>,
+    ) -> Result<Box<dyn SpeakLink>, LinkError> {
+        let speaking = self.admit_speech(request).map_err(LinkError::Refused)?;
+        Ok(Box::new(speaking))
+    }
+
+    /// Takes a text in: everything that is checked before an engine is asked.
+    ///
+    /// # Errors
+    /// Why not; nothing was done.
+    pub(super) fn admit_speech(
+        self: &Arc<Self>,
+        request: Arc<SpeakRequest>,
+    ) -> Result<Speaking, WireError> {
+        self.refuse_if_leaving()?;
+        request.check()?;
+        let Some(chunks) = Chunks::from(&request.text, request.from) else {
+            let message = format!("no piece of the text begins at character {}", request.from);
+            return Err(WireError::new(ErrorCode::Invalid, message).field("from"));
+        };
+        let picked = self
+            .registry()
+            .pick_speech(&request.model, &request.voice, request.engine)?;
+        let active = self.enter()?;
+        let seat = self.admission().enter(picked.engine.index)?;
+        Speaking::new(Arc::clone(self), request, chunks, picked, seat, active)
+    }
+}
