@@ -2,10 +2,12 @@
 //!
 //! As in [`super::session`]: the client is the real machine, agents are modelled, time is virtual
 //! and a [`Scenario`] is drawn from a seed. [`speak::run`] speaks a text and plays it; [`hear::run`]
-//! has an utterance transcribed. Both check on the way what must always hold.
+//! has an utterance transcribed; [`turn::run`] holds a conversation. All check on the way what must
+//! always hold.
 
 pub mod hear;
 pub mod speak;
+pub mod turn;
 
 use crate::ids::NodeId;
 use crate::rank::{Candidate, Cost};

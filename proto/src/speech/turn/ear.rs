@@ -5,7 +5,11 @@ use crate::time::Mono;
 use crate::timeouts::{BARGE_IN, HEARING_IDLE, HEARING_RETRY, PREROLL};
 use std::time::Duration;
 
-/// See [`super`]. One hearing is open at most; the next opens with the next sound.
+/// [`PREROLL`] in samples.
+const PREROLL_SAMPLES: u64 = PREROLL.as_millis() as u64 * MIC_SAMPLES_PER_MS;
+
+/// See [`super`]. One hearing is open at most; the next opens with the next sound, and gets all
+/// that no transcript is of yet.
 #[derive(Debug)]
 pub(super) struct Ear {
     pub(super) number: u32,
@@ -15,6 +19,8 @@ pub(super) struct Ear {
     opened: Mono,
     /// Samples that went into it.
     samples: u64,
+    /// Samples that no transcript is of, those included.
+    unheard: u64,
     /// Somebody spoke in it.
     pub(super) began: bool,
     /// Somebody speaks since then.
@@ -23,8 +29,6 @@ pub(super) struct Ear {
     last: Option<Mono>,
     /// None is opened before: the one before failed.
     retry: Mono,
-    /// The next hearing gets the sound from here on; none = all that is there.
-    next_from: Option<Mono>,
 }
 
 impl Ear {
@@ -35,35 +39,36 @@ impl Ear {
             ended: false,
             opened: now,
             samples: 0,
+            unheard: 0,
             began: false,
             voice: None,
             last: None,
             retry: now,
-            next_from: None,
         }
     }
 
-    pub(super) fn may_open(&self, now: Mono) -> bool {
-        !self.open && now >= self.retry
+    /// So much more sound is there.
+    pub(super) fn pushed(&mut self, samples: usize) {
+        let samples = samples as u64;
+        self.unheard += samples;
+        if self.open && !self.ended {
+            self.samples += samples;
+        }
     }
 
-    /// Opens the next; its number, and how much of the sound before now it gets.
-    pub(super) fn open(&mut self, now: Mono) -> (u32, Duration) {
-        let from = self.next_from.take();
-        let (number, retry) = (self.number + 1, self.retry);
+    /// Opens the next if it is time; its number, and how many of the latest samples it gets.
+    pub(super) fn open(&mut self, now: Mono) -> Option<(u32, u64)> {
+        if self.open || self.unheard == 0 || now < self.retry {
+            return None;
+        }
         *self = Ear {
-            number,
+            number: self.number + 1,
             open: true,
-            retry,
+            samples: self.unheard,
+            unheard: self.unheard,
             ..Ear::new(now)
         };
-        (number, from.map_or(Duration::MAX, |from| now.since(from)))
-    }
-
-    pub(super) fn pushed(&mut self, samples: usize) {
-        if self.open && !self.ended {
-            self.samples += samples as u64;
-        }
+        Some((self.number, self.unheard))
     }
 
     /// Somebody speaks from there on; true if for the first time.
@@ -115,29 +120,28 @@ impl Ear {
         self.last.unwrap_or(now)
     }
 
-    /// The utterance was transcribed.
-    pub(super) fn finished(&mut self) {
+    /// The utterance was transcribed: so many of its samples.
+    pub(super) fn finished(&mut self, samples: u64) {
         self.close();
-        // All that the caller gave after its end; else what came since somebody spoke, with a
-        // little of the silence left out.
-        self.next_from = self.last.filter(|_| !self.ended).map(|last| last + PREROLL);
+        self.unheard -= samples.min(self.samples);
     }
 
-    /// It was not.
+    /// It was not, and is given up.
     pub(super) fn failed(&mut self, now: Mono) {
         self.close();
+        self.unheard -= self.samples.saturating_sub(PREROLL_SAMPLES);
         self.retry = now + HEARING_RETRY;
-        self.next_from = (!self.ended).then(|| self.retry - PREROLL);
     }
 
-    /// Nobody has spoken into it for so long that a new one is due.
+    /// When nobody has spoken into it for so long that a new one is due.
     pub(super) fn stale(&self) -> Option<Mono> {
         (self.open && !self.began && !self.ended).then(|| self.opened + HEARING_IDLE)
     }
 
-    pub(super) fn renew(&mut self, now: Mono) {
+    /// Gives up what nobody has spoken into.
+    pub(super) fn renew(&mut self) {
         self.close();
-        self.next_from = Some(now - PREROLL);
+        self.unheard = self.unheard.min(PREROLL_SAMPLES);
     }
 
     fn close(&mut self) {

@@ -106,10 +106,9 @@ impl<E> Turns<E> {
 
     fn pushed(&mut self, samples: usize) {
         self.ear.pushed(samples);
-        if self.ear.may_open(self.now) {
-            let (hearing, keep) = self.ear.open(self.now);
+        if let Some((hearing, samples)) = self.ear.open(self.now) {
             self.effects
-                .push_back(Effect::StartHearing { hearing, keep });
+                .push_back(Effect::StartHearing { hearing, samples });
         }
     }
 
@@ -149,7 +148,11 @@ impl<E> Turns<E> {
                 }
                 self.emit(Output::Partial(text));
             }
-            Heard::Final { node, text } => self.transcribed(node, text.trim()),
+            Heard::Final {
+                node,
+                text,
+                samples,
+            } => self.transcribed(node, text.trim(), samples),
             Heard::Failed { error, partial } => {
                 self.ear.failed(self.now);
                 self.drop_guess();
@@ -163,11 +166,11 @@ impl<E> Turns<E> {
         }
     }
 
-    fn transcribed(&mut self, node: NodeId, text: &str) {
+    fn transcribed(&mut self, node: NodeId, text: &str, samples: u64) {
         // What the caller ended was meant; a murmur into an answer was not.
         let meant = self.ear.ended || !self.is_answering();
         let spoken = self.ear.last(self.now);
-        self.ear.finished();
+        self.ear.finished(samples);
         if text.is_empty() || !meant {
             self.drop_guess();
             return self.emit(Output::NothingHeard);
@@ -335,7 +338,7 @@ impl<E> Turns<E> {
         }
         if self.config.agent_ends && self.ear.stale().is_some_and(|at| now >= at) {
             self.effects.push_back(Effect::StopHearing(self.ear.number));
-            self.ear.renew(now);
+            self.ear.renew();
         }
         if let Some(answer) = &mut self.answer {
             let generation = answer.generation;

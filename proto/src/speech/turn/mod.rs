@@ -91,8 +91,8 @@ pub type Generation = u32;
 /// What happened. `E` is the driver's error.
 #[derive(Debug)]
 pub enum Input<E> {
-    /// There is sound. So many samples (16 kHz) of it went into the hearing that is open; 0 if none
-    /// is, or it was ended.
+    /// So much more sound of the microphone is there: samples at 16 kHz. All goes into the hearing
+    /// that is open and not ended, or is kept for the next.
     Pushed(usize),
     /// The caller says that the utterance is over.
     EndUtterance,
@@ -128,6 +128,8 @@ pub enum Heard<E> {
         node: NodeId,
         /// All of it; may be empty.
         text: String,
+        /// Of so many samples: what came after them belongs to the next utterance.
+        samples: u64,
     },
     /// There will be no transcript. The last.
     Failed {
@@ -181,8 +183,8 @@ pub enum Effect<E> {
     StartHearing {
         /// Its number.
         hearing: u32,
-        /// It gets this much of the latest sound before it, as far as that was kept.
-        keep: Duration,
+        /// It gets so many of the latest samples at once.
+        samples: u64,
     },
     /// Tell it that the utterance is over.
     EndHearing(u32),
