@@ -33,6 +33,7 @@ use crate::session::{Note, Reason};
 use crate::time::Mono;
 use crate::timeouts::{BREAKER_FORGET, BREAKER_MAX, BREAKER_MIN, BREAKER_TRIAL};
 use rand::Rng;
+use std::borrow::BorrowMut;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -145,15 +146,16 @@ impl Breakers {
     }
 
     /// Moves open breakers and those on trial behind the others, order kept, and says why.
-    pub fn order(&self, ranked: &mut [Candidate], now: Mono) {
+    pub fn order<C: BorrowMut<Candidate>>(&self, ranked: &mut [C], now: Mono) {
         if self.troubled.is_empty() {
             return;
         }
-        let last = |c: &Candidate| {
+        let last = |c: &C| {
+            let c = c.borrow();
             let state = self.state(c.node, c.engine, now);
             matches!(state, State::Open(_) | State::Trial)
         };
-        for candidate in ranked.iter_mut() {
+        for candidate in ranked.iter_mut().map(BorrowMut::borrow_mut) {
             if let Some(breaker) = self.troubled.get(&(candidate.node, candidate.engine)) {
                 let words = breaker.words(now);
                 candidate.reason = format!("{words}; {}", candidate.reason);

@@ -30,6 +30,7 @@ use crate::rank::Candidate;
 use crate::time::Mono;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
+use std::borrow::BorrowMut;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -236,8 +237,8 @@ impl Stalls {
     }
 
     /// Writes what is known into the candidates for a prompt of this length.
-    pub fn fill(&self, ranked: &mut [Candidate], prompt_tokens: u32) {
-        for candidate in ranked {
+    pub fn fill<C: BorrowMut<Candidate>>(&self, ranked: &mut [C], prompt_tokens: u32) {
+        for candidate in ranked.iter_mut().map(BorrowMut::borrow_mut) {
             candidate.learned = self.bounds(candidate.node, &candidate.model, prompt_tokens);
         }
     }

@@ -23,6 +23,7 @@
 mod cost;
 mod near;
 mod offer;
+pub mod speech;
 #[cfg(test)]
 mod tests;
 mod words;

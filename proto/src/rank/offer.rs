@@ -28,6 +28,8 @@ pub(super) enum Refusal {
     Left,
     Client,
     NoModel,
+    /// Nor any other of the kind.
+    NoneOf(ModelKind),
 }
 
 /// Whether anything may be asked of the peer at all.
@@ -74,7 +76,8 @@ pub(super) fn best_offer<'a>(
     best.ok_or(refusal)
 }
 
-fn offer<'a>(
+/// What one model of the peer offers.
+pub(super) fn offer<'a>(
     snapshot: &Snapshot,
     peer: &'a Peer,
     model: &'a ModelAdvert,

@@ -17,7 +17,7 @@ const NEED: Need<'static> = Need {
 };
 
 /// An alive peer `n` whose model answers after `ttft` milliseconds over a 1 ms path.
-fn peer(n: u32, ttft: f32, change: impl FnOnce(&mut Peer, &mut Advert)) -> Arc<Peer> {
+pub(super) fn peer(n: u32, ttft: f32, change: impl FnOnce(&mut Peer, &mut Advert)) -> Arc<Peer> {
     let mut advert = advert_of(node(n), 1, 1);
     advert.models[0].stats.ttft_ms = ttft;
     advert.models[0].stats.ttft_per_ktok_ms = 0.0;
@@ -38,7 +38,7 @@ fn peer(n: u32, ttft: f32, change: impl FnOnce(&mut Peer, &mut Advert)) -> Arc<P
     Arc::new(peer)
 }
 
-fn mesh(peers: Vec<Arc<Peer>>) -> Snapshot {
+pub(super) fn mesh(peers: Vec<Arc<Peer>>) -> Snapshot {
     Snapshot {
         version: 1,
         peers,

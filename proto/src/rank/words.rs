@@ -7,7 +7,7 @@ use crate::limits::MAX_RANKED;
 use crate::stalls::Bounds;
 use crate::table::{Peer, Snapshot};
 use crate::time::Mono;
-use crate::wire::EngineAdvert;
+use crate::wire::{EngineAdvert, ModelKind};
 use std::borrow::Cow;
 use std::time::Duration;
 
@@ -41,12 +41,13 @@ impl Offer<'_> {
             text.push_str("holds the conversation; ");
         }
         let c = &self.cost;
-        let _ = write!(
-            text,
-            "first token in {} ms: path {}",
-            Ms(c.total()),
-            Ms(c.rtt)
-        );
+        let (output, work) = match self.model.kind {
+            ModelKind::Tts => ("first sound", "voice"),
+            ModelKind::Stt => ("transcript", "recognizer"),
+            _ => ("first token", "prompt"),
+        };
+        let (total, path) = (Ms(c.total()), Ms(c.rtt));
+        let _ = write!(text, "{output} in {total} ms: path {path}");
         if !c.queue.is_zero() {
             let EngineAdvert {
                 busy, slots, queue, ..
@@ -60,7 +61,7 @@ impl Offer<'_> {
         if !c.load.is_zero() {
             let _ = write!(text, " + load {} ({})", Ms(c.load), self.model.residency);
         }
-        let _ = write!(text, " + prompt {}", Ms(c.ttft));
+        let _ = write!(text, " + {work} {}", Ms(c.ttft));
         let _ = match self.stats.samples {
             0 => write!(text, " (not measured yet; by hardware and size)"),
             n => write!(
@@ -125,6 +126,7 @@ impl Refusal {
             Refusal::Left => "has left the mesh".into(),
             Refusal::Client => "a client: serves nothing".into(),
             Refusal::NoModel => "does not have the model".into(),
+            Refusal::NoneOf(kind) => format!("has no model of kind {kind}").into(),
         }
     }
 }

@@ -56,6 +56,7 @@ use crate::rank::Candidate;
 use crate::session::{AttemptId, Closed, Note, Reason, Silence};
 use crate::timeouts::SPEECH_LEAD;
 use crate::wire::{Grant, Phase, SpeakFrame};
+use std::borrow::{Borrow, BorrowMut};
 use std::time::Duration;
 
 /// Samples of a millisecond.
@@ -97,6 +98,18 @@ pub struct Speaker {
     pub voice: String,
     /// It is the voice asked for; once somebody spoke, that one ([`Speak::voice`]).
     pub same: bool,
+}
+
+impl Borrow<Candidate> for Speaker {
+    fn borrow(&self) -> &Candidate {
+        &self.candidate
+    }
+}
+
+impl BorrowMut<Candidate> for Speaker {
+    fn borrow_mut(&mut self) -> &mut Candidate {
+        &mut self.candidate
+    }
 }
 
 /// What happened.
