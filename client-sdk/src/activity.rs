@@ -141,6 +141,38 @@ pub enum Activity {
         /// Hedges that may start now.
         left: u32,
     },
+    /// Another peer speaks on.
+    SpeakerChanged {
+        /// The text.
+        request: RequestId,
+        /// Who spoke until now.
+        from: PeerRef,
+        /// Who goes on.
+        to: PeerRef,
+        /// In the same voice.
+        same_voice: bool,
+        /// From the last sound received to the first of the other peer.
+        #[serde(rename = "gap_ms", serialize_with = "ms")]
+        gap: Duration,
+        /// Sound that was there meanwhile.
+        #[serde(rename = "lead_ms", serialize_with = "ms")]
+        lead: Duration,
+        /// Why.
+        #[serde(flatten, serialize_with = "words")]
+        reason: Reason,
+    },
+    /// Another peer listens on.
+    ListenerChanged {
+        /// The utterance.
+        request: RequestId,
+        /// Who listened until now.
+        from: PeerRef,
+        /// Who goes on.
+        to: PeerRef,
+        /// Why.
+        #[serde(flatten, serialize_with = "words")]
+        reason: Reason,
+    },
     /// An answer broke off and nobody could go on.
     Interrupted {
         /// The request.
@@ -222,6 +254,24 @@ impl Activity {
                 %request, peer = %peer.name, requests = counts.requests, started = counts.started,
                 in_vain = counts.in_vain, left, "hedge_in_vain"
             ),
+            Activity::SpeakerChanged {
+                request,
+                from,
+                to,
+                same_voice,
+                gap,
+                lead,
+                reason,
+            } => info!(
+                %request, from = %from.name, to = %to.name, same_voice, gap_ms = millis(*gap),
+                lead_ms = millis(*lead), %reason, "speaker_changed"
+            ),
+            Activity::ListenerChanged {
+                request,
+                from,
+                to,
+                reason,
+            } => info!(%request, from = %from.name, to = %to.name, %reason, "listener_changed"),
             Activity::Interrupted {
                 request,
                 tokens,

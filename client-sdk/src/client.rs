@@ -226,6 +226,20 @@ pub enum ClientError {
         /// The last reason.
         reason: String,
     },
+    /// Nobody who could speak (on) has the voice. Ask for another, or allow one.
+    #[error("no peer has the voice {voice:?}{}", hint(near))]
+    NoVoice {
+        /// The voice that was asked for, or spoke until then.
+        voice: String,
+        /// Near voices, each with a peer that has it.
+        near: Vec<(String, Vec<String>)>,
+    },
+    /// Speech broke off and nobody could go on. The caller has what was delivered.
+    #[error("speech broke off: {reason}")]
+    BrokenOff {
+        /// The last reason.
+        reason: String,
+    },
     /// The caller cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -305,7 +319,7 @@ pub struct ClientConfig {
 /// ```
 #[derive(Clone)]
 pub struct MeshClient {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     /// Present on a stand-alone client, which owns its network.
     owned: Option<Arc<Owned>>,
 }

@@ -2,29 +2,22 @@
 //!
 //! A [`Generation`] is a stream that the caller pulls: nothing is spawned and nothing is
 //! buffered, so a slow caller slows the peer down (backpressure) and dropping the stream
-//! cancels the request. One poll is: frames first (a caller that paused must not take its own
-//! pause for a peer's silence), then news of the peer table, then the timer. The timer is
-//! re-armed lazily: every frame moves the deadlines back, but the timer wheel is only touched
-//! when the old deadline fires.
+//! cancels the request. What it waits for, and in which order, is in [`crate::outside`].
 
 use crate::activity::{Activity, RequestId};
 use crate::client::{ClientError, Event, Request};
 use crate::clock;
 use crate::memory::Shared;
-use crate::transport::{BoxFuture, FrameStream, LinkError, Open};
+use crate::outside::{Happening, Outside, going};
+use crate::transport::{FrameStream, Open};
 use futures_util::Stream;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use tokio::sync::watch;
-use tokio::time::Sleep;
-use unamesh_proto::session::{AttemptId, Closed, Effect, Failure, How, Input, Output, Session};
-use unamesh_proto::table::{Liveness, Snapshot};
-use unamesh_proto::wire::{GenFrame, GenerateRequest, NodeState};
-use unamesh_proto::{Mono, NodeId};
-
-type Table = watch::Receiver<Arc<Snapshot>>;
+use std::task::{Context, Poll, ready};
+use unamesh_proto::session::{Config, Effect, Failure, How, Input, Output, Session};
+use unamesh_proto::table::Snapshot;
+use unamesh_proto::wire::{GenFrame, GenerateRequest, ModelKind};
 
 /// A running request: a stream of [`Event`]s that ends after exactly one terminal event.
 /// Dropping it cancels the request at once, down to the engine.
@@ -34,40 +27,27 @@ pub struct Generation {
     id: RequestId,
     request: Arc<Request>,
     session: Session,
-    links: Vec<Link>,
+    outside: Outside<dyn FrameStream>,
     events: VecDeque<Event>,
-    news: BoxFuture<Option<Table>>,
-    timer: Pin<Box<Sleep>>,
-    armed: Option<Mono>,
     /// The text that was delivered, for an error that loses nothing.
     text: String,
     tokens: u32,
 }
 
-struct Link {
-    attempt: AttemptId,
-    node: NodeId,
-    state: LinkState,
-}
-
-enum LinkState {
-    Dialing(BoxFuture<Result<Box<dyn FrameStream>, LinkError>>),
-    Open(Box<dyn FrameStream>),
-}
-
 impl Generation {
     pub(crate) fn new(shared: Arc<Shared>, request: Request) -> Self {
-        let config = shared.begin(&request);
-        let news = news(shared.table.clone());
+        let config = Config {
+            spliceable: request.spliceable,
+            silence: shared.begin(),
+            prompt_tokens: request.need(None).prompt_tokens,
+        };
+        let id = RequestId::random();
         let mut generation = Generation {
             session: Session::new(config, clock::mono()),
-            id: RequestId::random(),
+            id,
             request: Arc::new(request),
-            links: Vec::with_capacity(2),
+            outside: Outside::new(id, shared.table.clone()),
             events: VecDeque::new(),
-            news,
-            timer: Box::pin(tokio::time::sleep(std::time::Duration::ZERO)),
-            armed: None,
             text: String::new(),
             tokens: 0,
             shared,
@@ -116,13 +96,9 @@ impl Generation {
                     }
                     let open = self.request(engine, model, how);
                     let dial = self.shared.transport.open(node, open);
-                    self.links.push(Link {
-                        attempt,
-                        node,
-                        state: LinkState::Dialing(dial),
-                    });
+                    self.outside.dial(attempt, node, dial);
                 }
-                Effect::Reset(attempt) => self.links.retain(|l| l.attempt != attempt),
+                Effect::Reset(attempt) => self.outside.reset(attempt),
                 Effect::Emit(output) => self.emit(output),
                 Effect::Note(note) => self.shared.note(self.id, &note, clock::mono()),
             }
@@ -130,14 +106,14 @@ impl Generation {
     }
 
     fn candidates(&self) -> Vec<unamesh_proto::rank::Candidate> {
-        let sticky = self.shared.sticky(self.request.session);
+        let sticky = self.shared.sticky(self.request.session, ModelKind::Llm);
         let mut need = self.request.need(sticky);
         need.prompt_tokens = need.prompt_tokens.saturating_add(self.tokens);
         need.digest = self.session.digest();
         need.needs_token_ids = self.tokens > 0;
         let mut ranked = self.shared.rank(&need, clock::mono()).ranked;
         // Beside an attempt that may recover, another model would be a change for nothing.
-        let broken = !self.session.delivered().is_empty() && self.links.is_empty();
+        let broken = !self.session.delivered().is_empty() && self.outside.is_empty();
         if self.request.other_model && broken {
             ranked.extend(self.shared.others(&need, clock::mono()));
         }
@@ -164,7 +140,8 @@ impl Generation {
     fn emit(&mut self, output: Output) {
         let event = match output {
             Output::Started { node, why } => {
-                self.shared.stick(self.request.session, node);
+                self.shared
+                    .stick(self.request.session, ModelKind::Llm, node);
                 Event::Started {
                     peer: self.shared.peer(node),
                     why,
@@ -194,7 +171,7 @@ impl Generation {
                 backup_ttft,
                 reason,
             } => {
-                self.shared.stick(self.request.session, to);
+                self.shared.stick(self.request.session, ModelKind::Llm, to);
                 let (from, to) = (self.shared.peer(from), self.shared.peer(to));
                 self.shared.tell(Activity::PeerChanged {
                     request: self.id,
@@ -257,109 +234,35 @@ impl Generation {
         }
     }
 
-    /// Polls every link once; true if one of them moved the session.
-    fn poll_links(&mut self, cx: &mut Context<'_>) -> bool {
-        for at in 0..self.links.len() {
-            let Some(link) = self.links.get_mut(at) else {
-                break;
-            };
-            let attempt = link.attempt;
-            let input = match &mut link.state {
-                LinkState::Dialing(dial) => match dial.as_mut().poll(cx) {
-                    Poll::Pending => continue,
-                    Poll::Ready(Ok(frames)) => {
-                        link.state = LinkState::Open(frames);
-                        Input::Opened(attempt)
-                    }
-                    Poll::Ready(Err(error)) => self.close(at, error),
-                },
-                LinkState::Open(frames) => match frames.poll_frame(cx) {
-                    Poll::Pending => continue,
-                    Poll::Ready(Some(Ok(frame))) => {
-                        if let GenFrame::Accepted(accepted) = &frame {
-                            // The other side's log names the generation alone.
-                            tracing::debug!(
-                                request = %self.id, peer = %link.node.short(),
-                                generation = ?accepted.generation, "accepted"
-                            );
-                        }
-                        Input::Frame(attempt, frame)
-                    }
-                    Poll::Ready(Some(Err(error))) => self.close(at, error),
-                    Poll::Ready(None) => {
-                        self.links.remove(at);
-                        Input::Closed(attempt, Closed::Ended)
-                    }
-                },
-            };
-            self.input(input);
-            return true;
-        }
-        false
-    }
-
-    fn close(&mut self, at: usize, error: LinkError) -> Input {
-        let link = self.links.remove(at);
-        tracing::debug!(request = %self.id, peer = %link.node.short(), %error, "stream closed");
-        let closed = match error {
-            LinkError::Unreachable { reason, .. } => Closed::Unreachable(reason),
-            LinkError::Lost(reason) => Closed::Lost(reason),
-            LinkError::Refused(error) => Closed::Refused(error),
-            LinkError::Protocol(error) => Closed::Protocol(error.to_string()),
-        };
-        Input::Closed(link.attempt, closed)
-    }
-
-    /// Takes in a new peer table; true if it moved the session.
-    fn poll_news(&mut self, cx: &mut Context<'_>) -> bool {
-        let Poll::Ready(table) = self.news.as_mut().poll(cx) else {
-            return false;
-        };
-        let Some(table) = table else {
-            // The table's owner has shut down; what runs goes on with what is known.
-            self.news = Box::pin(std::future::pending());
-            return false;
-        };
-        let snapshot = table.borrow().clone();
-        self.news = news(table);
-        let going = |node: &NodeId| {
-            snapshot
-                .get(node)
-                .is_none_or(|p| p.advert.state != NodeState::Up || p.liveness == Liveness::Down)
-        };
-        let leaving: Vec<NodeId> = self.session.peers().filter(going).collect();
-        for node in leaving {
+    /// The peer table changed.
+    fn table(&mut self, snapshot: &Snapshot) {
+        for node in going(snapshot, self.session.peers()) {
             self.input(Input::PeerGoing(node));
         }
         if self.session.is_waiting() {
             let candidates = self.candidates();
             self.input(Input::Candidates(candidates));
         }
-        true
     }
 
-    /// Wakes the session when it is time; true if it did.
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(due) = self.session.next_wake() else {
-            return false;
-        };
-        if self.armed.is_none_or(|armed| due < armed) {
-            self.timer.as_mut().reset(clock::instant(due));
-            self.armed = Some(due);
+    fn happened(&mut self, happening: Happening<GenFrame>) {
+        match happening {
+            Happening::Opened(attempt) => self.input(Input::Opened(attempt)),
+            Happening::Frame(attempt, node, frame) => {
+                if let GenFrame::Accepted(accepted) = &frame {
+                    // The other side's log names the generation alone.
+                    tracing::debug!(
+                        request = %self.id, peer = %node.short(),
+                        generation = ?accepted.generation, "accepted"
+                    );
+                }
+                self.input(Input::Frame(attempt, frame));
+            }
+            Happening::Closed(attempt, closed) => self.input(Input::Closed(attempt, closed)),
+            Happening::Table(snapshot) => self.table(&snapshot),
+            Happening::Time => self.input(Input::Wake),
         }
-        if self.timer.as_mut().poll(cx).is_pending() {
-            return false;
-        }
-        self.armed = None;
-        if clock::mono() >= due {
-            self.input(Input::Wake);
-        }
-        true
     }
-}
-
-fn news(mut table: Table) -> BoxFuture<Option<Table>> {
-    Box::pin(async move { table.changed().await.ok().map(|()| table) })
 }
 
 impl Stream for Generation {
@@ -373,9 +276,9 @@ impl Stream for Generation {
             if self.session.is_ended() {
                 return Poll::Ready(None);
             }
-            if !(self.poll_links(cx) || self.poll_news(cx) || self.poll_timer(cx)) {
-                return Poll::Pending;
-            }
+            let due = self.session.next_wake();
+            let happening = ready!(self.outside.poll(due, cx, |link, cx| link.poll_frame(cx)));
+            self.happened(happening);
         }
     }
 }

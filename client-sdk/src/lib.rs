@@ -7,9 +7,11 @@
 //! - [`pool`]: one warm connection a peer, dialed over all of its paths at once.
 //! - [`transport`]: how a request reaches a peer (QUIC, or in process on an agent).
 //! - [`driver`]: performs what `unamesh_proto::session` decides.
+//! - [`speech`]: texts to be spoken, utterances to be transcribed.
 //! - [`activity`]: what happens behind the answers, for logs and consoles.
 //! - [`client`]: [`MeshClient`](client::MeshClient), the public API.
 //! - `memory`: what a client remembers from request to request.
+//! - `outside`: what a running request waits for: streams, the peer table, the time.
 //! - [`watch`]: the peer table of a client that is no gossip member.
 //! - [`audio`]: speech as samples, packets and files.
 //! - [`invite`], [`join`]: becoming a member.
@@ -28,7 +30,9 @@ pub mod join;
 #[cfg(feature = "mdns")]
 pub mod mdns;
 mod memory;
+mod outside;
 pub mod pool;
+pub mod speech;
 pub mod tls;
 pub mod transport;
 pub mod watch;

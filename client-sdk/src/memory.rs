@@ -8,16 +8,21 @@ use crate::activity::{self, Activity, RequestId};
 use crate::client::{ClientError, PeerRef, Request};
 use crate::clock;
 use crate::transport::Transport;
+use std::borrow::BorrowMut;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{broadcast, watch};
 use unamesh_proto::breaker::{Breakers, Standing};
 use unamesh_proto::hedge::{Counts, Hedges};
 use unamesh_proto::learned::Learned;
+use unamesh_proto::rank::speech::{SpeechNeed, listeners, speakers};
 use unamesh_proto::rank::{Candidate, Need, Ranking, near_names, rank, same_name};
-use unamesh_proto::session::{Config, Note, Silence};
+use unamesh_proto::session::{Note, Silence};
+use unamesh_proto::speech::speak::Speaker;
 use unamesh_proto::stalls::Stalls;
 use unamesh_proto::table::Snapshot;
+use unamesh_proto::wire::ModelKind;
 use unamesh_proto::{Mono, NodeId, limits};
 
 /// Conversations whose peer is remembered; the oldest half goes when it is full.
@@ -30,13 +35,15 @@ pub(crate) struct Shared {
     /// Who wants to know what happens; nobody has to.
     pub activity: broadcast::Sender<Activity>,
     memory: Mutex<Memory>,
+    utterances: AtomicU32,
 }
 
 /// What outlives a request. Locked at its start and end, never per token.
 #[derive(Default)]
 struct Memory {
     silences: HashMap<NodeId, Silence>,
-    sessions: HashMap<u64, (NodeId, Mono)>,
+    /// By conversation and what is done there: its model and its voice are two peers'.
+    sessions: HashMap<(u64, ModelKind), (NodeId, Mono)>,
     breakers: Breakers,
     stalls: Stalls,
     hedges: Hedges,
@@ -51,6 +58,8 @@ impl Shared {
             transport,
             activity: broadcast::Sender::new(activity::BACKLOG),
             memory: Mutex::default(),
+            // Of several clients on one connection (an agent's) each has its own.
+            utterances: AtomicU32::new(rand::random()),
         }
     }
 
@@ -59,15 +68,11 @@ impl Shared {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request begins: what its session starts with.
-    pub fn begin(&self, request: &Request) -> Config {
+    /// A request begins: what was learned of the paths.
+    pub fn begin(&self) -> Vec<(NodeId, Silence)> {
         let mut memory = self.memory();
         memory.hedges.request();
-        Config {
-            spliceable: request.spliceable,
-            silence: memory.silences.iter().map(|(n, s)| (*n, *s)).collect(),
-            prompt_tokens: request.need(None).prompt_tokens,
-        }
+        memory.silences.iter().map(|(n, s)| (*n, *s)).collect()
     }
 
     /// Whether a backup may work beside an engine that only looks hung.
@@ -75,22 +80,24 @@ impl Shared {
         self.memory().hedges.take()
     }
 
-    pub fn sticky(&self, session: u64) -> Option<NodeId> {
+    pub fn sticky(&self, session: u64, kind: ModelKind) -> Option<NodeId> {
         if session == 0 {
             return None;
         }
         let memory = self.memory();
-        let sticky = memory.sessions.get(&session).map(|(node, _)| *node);
+        let sticky = memory.sessions.get(&(session, kind)).map(|(node, _)| *node);
         // Its cache is worth less than an answer.
         sticky.filter(|node| memory.breakers.trusts(*node))
     }
 
-    pub fn stick(&self, session: u64, node: NodeId) {
+    pub fn stick(&self, session: u64, kind: ModelKind, node: NodeId) {
         if session == 0 {
             return;
         }
         let mut memory = self.memory();
-        memory.sessions.insert(session, (node, clock::mono()));
+        memory
+            .sessions
+            .insert((session, kind), (node, clock::mono()));
         if memory.sessions.len() > MAX_SESSIONS {
             let mut times: Vec<Mono> = memory.sessions.values().map(|(_, at)| *at).collect();
             let middle = times.len() / 2;
@@ -267,10 +274,35 @@ impl Shared {
     pub fn rank(&self, need: &Need<'_>, now: Mono) -> Ranking {
         let snapshot = self.table.borrow().clone();
         let mut ranking = rank(&snapshot, need, now);
-        let memory = self.memory();
-        memory.breakers.order(&mut ranking.ranked, now);
-        memory.stalls.fill(&mut ranking.ranked, need.prompt_tokens);
+        self.judge(&mut ranking.ranked, need.prompt_tokens, now);
         ranking
+    }
+
+    /// As [`Shared::rank`], of those who speak.
+    pub fn speakers(&self, need: &SpeechNeed<'_>, now: Mono) -> Vec<Speaker> {
+        let snapshot = self.table.borrow().clone();
+        let mut ranked = speakers(&snapshot, need, now).ranked;
+        self.judge(&mut ranked, 0, now);
+        ranked
+    }
+
+    /// As [`Shared::rank`], of those who listen.
+    pub fn listeners(&self, model: &str, sticky: Option<NodeId>, now: Mono) -> Vec<Candidate> {
+        let snapshot = self.table.borrow().clone();
+        let mut ranked = listeners(&snapshot, model, sticky, now).ranked;
+        self.judge(&mut ranked, 0, now);
+        ranked
+    }
+
+    fn judge<C: BorrowMut<Candidate>>(&self, ranked: &mut [C], prompt_tokens: u32, now: Mono) {
+        let memory = self.memory();
+        memory.breakers.order(ranked, now);
+        memory.stalls.fill(ranked, prompt_tokens);
+    }
+
+    /// Names an utterance on this client's connections.
+    pub fn next_utterance(&self) -> u32 {
+        self.utterances.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The peers that could go on with a model of another name, the nearest names first.

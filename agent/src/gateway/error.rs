@@ -173,6 +173,14 @@ impl From<ClientError> for ApiError {
                     ),
                 )
             },
+            error @ ClientError::NoVoice { .. } => ApiError::new(
+                StatusCode::NOT_FOUND,
+                INVALID,
+                "voice_not_found",
+                error.to_string(),
+            )
+            .param("voice"),
+            error @ ClientError::BrokenOff { .. } => broken("interrupted", error.to_string()),
             ClientError::Cancelled => broken("cancelled", "the request was cancelled".to_owned()),
             ClientError::Refused(error) => refused(error),
             ClientError::NotPaired(reason) => unavailable(

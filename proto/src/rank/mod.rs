@@ -28,7 +28,7 @@ pub mod speech;
 mod tests;
 mod words;
 
-pub use near::{distance, near_names};
+pub use near::{distance, near_models, near_names};
 
 use crate::ids::NodeId;
 use crate::limits::MAX_RANKED;

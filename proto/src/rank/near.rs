@@ -2,16 +2,26 @@
 
 use super::offer::usable;
 use crate::table::Snapshot;
+use crate::wire::ModelAdvert;
 use std::collections::BTreeMap;
 
 /// Names like `model` that the mesh has, best match first, and the names of the nodes that
 /// have each: what to say to somebody who asked for a model that nobody has.
 pub fn near_names(snapshot: &Snapshot, model: &str) -> Vec<(String, Vec<String>)> {
+    near_models(snapshot, model, |_| true)
+}
+
+/// The same, among those models alone.
+pub fn near_models(
+    snapshot: &Snapshot,
+    model: &str,
+    among: impl Fn(&ModelAdvert) -> bool,
+) -> Vec<(String, Vec<String>)> {
     const SHOWN: usize = 5;
     const COMPARED: usize = 4096;
     let mut by_name: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for peer in snapshot.peers.iter().filter(|p| usable(p).is_ok()) {
-        for m in &peer.advert.models {
+        for m in peer.advert.models.iter().filter(|m| among(m)) {
             if by_name.len() >= COMPARED && !by_name.contains_key(m.name.as_str()) {
                 continue;
             }

@@ -199,8 +199,11 @@ impl Hear {
         match frame {
             HearFrame::Accepted(_) => {
                 m.work.accepted = true;
+                let (node, why) = (m.base.node(), m.base.candidate.reason.clone());
                 // What was said to one that is lost is worth waiting for another.
-                self.crew.begun = true;
+                if !std::mem::replace(&mut self.crew.begun, true) {
+                    self.emit(Output::Started { node, why });
+                }
             }
             HearFrame::Progress(p) => {
                 m.base.progress(p.phase, p.done, now);

@@ -124,6 +124,13 @@ impl From<Act> for Effect {
 /// What the caller gets. Exactly one of `Final` and `Failed` comes, last.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
+    /// Somebody listens. Once.
+    Started {
+        /// Who.
+        node: NodeId,
+        /// Why it was chosen.
+        why: String,
+    },
     /// Nothing was understood yet; what the engine does.
     Progress(Phase),
     /// What was understood so far; it replaces the one before.

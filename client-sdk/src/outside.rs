@@ -1,0 +1,210 @@
+//! What the machine of a running request hears of: its streams, the peer table, the time.
+//!
+//! All drivers poll in this order: frames first (a caller that paused must not take its own pause
+//! for a peer's silence), then news of the peer table, then the timer, which is re-armed lazily:
+//! every frame moves the deadlines back, but the timer wheel is only touched when the old deadline
+//! fires.
+
+use crate::activity::RequestId;
+use crate::clock;
+use crate::transport::{BoxFuture, LinkError};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Sleep;
+use unamesh_proto::session::{AttemptId, Closed};
+use unamesh_proto::table::{Liveness, Snapshot};
+use unamesh_proto::wire::NodeState;
+use unamesh_proto::{Mono, NodeId};
+
+type Table = watch::Receiver<Arc<Snapshot>>;
+type Dial<L> = BoxFuture<Result<Box<L>, LinkError>>;
+
+/// What happened outside. `F` is a frame.
+pub(crate) enum Happening<F> {
+    /// The attempt's request is on its way.
+    Opened(AttemptId),
+    /// A frame came, from this peer.
+    Frame(AttemptId, NodeId, F),
+    /// The attempt's stream is over, and is forgotten.
+    Closed(AttemptId, Closed),
+    /// The peer table changed.
+    Table(Arc<Snapshot>),
+    /// The time that was waited for has come.
+    Time,
+}
+
+/// The streams of a request's attempts, and all else that its machine waits for. `L` is a stream.
+pub(crate) struct Outside<L: ?Sized> {
+    request: RequestId,
+    links: Vec<Link<L>>,
+    news: BoxFuture<Option<Table>>,
+    timer: Pin<Box<Sleep>>,
+    armed: Option<Mono>,
+}
+
+struct Link<L: ?Sized> {
+    attempt: AttemptId,
+    node: NodeId,
+    state: State<L>,
+}
+
+enum State<L: ?Sized> {
+    Dialing(Dial<L>),
+    Open(Box<L>),
+}
+
+impl<L: ?Sized> Outside<L> {
+    /// Without streams. `request` is for logs.
+    pub fn new(request: RequestId, table: Table) -> Self {
+        Outside {
+            request,
+            links: Vec::with_capacity(2),
+            news: news(table),
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            armed: None,
+        }
+    }
+
+    /// A stream is being opened.
+    pub fn dial(&mut self, attempt: AttemptId, node: NodeId, dial: Dial<L>) {
+        self.links.push(Link {
+            attempt,
+            node,
+            state: State::Dialing(dial),
+        });
+    }
+
+    /// Drops the attempt's stream.
+    pub fn reset(&mut self, attempt: AttemptId) {
+        self.links.retain(|l| l.attempt != attempt);
+    }
+
+    /// No stream is open or being opened.
+    pub fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
+    /// The attempt's stream, once it is open.
+    pub fn link(&mut self, attempt: AttemptId) -> Option<&mut L> {
+        let link = self.links.iter_mut().find(|l| l.attempt == attempt)?;
+        match &mut link.state {
+            State::Open(link) => Some(link),
+            State::Dialing(_) => None,
+        }
+    }
+
+    /// The next thing that happens; [`Happening::Time`] once `due` has come. `frame` polls a
+    /// stream.
+    pub fn poll<F>(
+        &mut self,
+        due: Option<Mono>,
+        cx: &mut Context<'_>,
+        frame: impl Fn(&mut L, &mut Context<'_>) -> Poll<Option<Result<F, LinkError>>>,
+    ) -> Poll<Happening<F>> {
+        for at in 0..self.links.len() {
+            if let Poll::Ready(happening) = self.poll_link(at, cx, &frame) {
+                return Poll::Ready(happening);
+            }
+        }
+        if let Some(snapshot) = self.poll_news(cx) {
+            return Poll::Ready(Happening::Table(snapshot));
+        }
+        match due.is_some_and(|due| self.poll_timer(due, cx)) {
+            true => Poll::Ready(Happening::Time),
+            false => Poll::Pending,
+        }
+    }
+
+    fn poll_link<F>(
+        &mut self,
+        at: usize,
+        cx: &mut Context<'_>,
+        frame: impl Fn(&mut L, &mut Context<'_>) -> Poll<Option<Result<F, LinkError>>>,
+    ) -> Poll<Happening<F>> {
+        let Some(link) = self.links.get_mut(at) else {
+            return Poll::Pending;
+        };
+        let attempt = link.attempt;
+        let error = match &mut link.state {
+            State::Dialing(dial) => match std::task::ready!(dial.as_mut().poll(cx)) {
+                Ok(stream) => {
+                    link.state = State::Open(stream);
+                    return Poll::Ready(Happening::Opened(attempt));
+                }
+                Err(error) => Some(error),
+            },
+            State::Open(stream) => match std::task::ready!(frame(stream, cx)) {
+                Some(Ok(frame)) => {
+                    return Poll::Ready(Happening::Frame(attempt, link.node, frame));
+                }
+                Some(Err(error)) => Some(error),
+                None => None,
+            },
+        };
+        let link = self.links.remove(at);
+        if let Some(error) = &error {
+            tracing::debug!(
+                request = %self.request, peer = %link.node.short(), %error, "stream closed"
+            );
+        }
+        let closed = error.map_or(Closed::Ended, closed);
+        Poll::Ready(Happening::Closed(attempt, closed))
+    }
+
+    fn poll_news(&mut self, cx: &mut Context<'_>) -> Option<Arc<Snapshot>> {
+        let Poll::Ready(table) = self.news.as_mut().poll(cx) else {
+            return None;
+        };
+        let Some(table) = table else {
+            // The table's owner has shut down; what runs goes on with what is known.
+            self.news = Box::pin(std::future::pending());
+            return None;
+        };
+        let snapshot = table.borrow().clone();
+        self.news = news(table);
+        Some(snapshot)
+    }
+
+    /// Whether `due` has come; else the task is woken then.
+    fn poll_timer(&mut self, due: Mono, cx: &mut Context<'_>) -> bool {
+        loop {
+            if self.armed.is_none_or(|armed| due < armed) {
+                self.timer.as_mut().reset(clock::instant(due));
+                self.armed = Some(due);
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            self.armed = None;
+            if clock::mono() >= due {
+                return true;
+            }
+        }
+    }
+}
+
+/// Those of `peers` that leave, left or are down.
+pub(crate) fn going(snapshot: &Snapshot, peers: impl Iterator<Item = NodeId>) -> Vec<NodeId> {
+    let going = |node: &NodeId| {
+        snapshot
+            .get(node)
+            .is_none_or(|p| p.advert.state != NodeState::Up || p.liveness == Liveness::Down)
+    };
+    peers.filter(going).collect()
+}
+
+fn news(mut table: Table) -> BoxFuture<Option<Table>> {
+    Box::pin(async move { table.changed().await.ok().map(|()| table) })
+}
+
+fn closed(error: LinkError) -> Closed {
+    match error {
+        LinkError::Unreachable { reason, .. } => Closed::Unreachable(reason),
+        LinkError::Lost(reason) => Closed::Lost(reason),
+        LinkError::Refused(error) => Closed::Refused(error),
+        LinkError::Protocol(error) => Closed::Protocol(error.to_string()),
+    }
+}

@@ -1,0 +1,415 @@
+//! An utterance that is being transcribed: performs what `unamesh_proto::speech::hear` decides.
+//!
+//! What is pushed is encoded at once and kept until the transcript is there, so that another peer
+//! can hear all of it. Live frames leave with the push; everything else with the next poll.
+
+use super::client_error;
+use crate::activity::{Activity, RequestId};
+use crate::audio::opus::{CodecError, Encoder, Profile};
+use crate::audio::pcm::from_s16;
+use crate::client::{ClientError, PeerRef};
+use crate::clock;
+use crate::memory::Shared;
+use crate::outside::{Happening, Outside, going};
+use crate::transport::HearLink;
+use futures_util::Stream;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use unamesh_proto::NodeId;
+use unamesh_proto::rank::Candidate;
+use unamesh_proto::session::AttemptId;
+use unamesh_proto::speech::Failure;
+use unamesh_proto::speech::hear::{self, Config, Effect, Input, Output};
+use unamesh_proto::table::Snapshot;
+use unamesh_proto::timeouts::AUDIO_FRAME;
+use unamesh_proto::wire::{
+    ErrorCode, HearFrame, HearRequest, ModelKind, Phase, Transcript, WireError, Word,
+};
+
+/// How an utterance is to be transcribed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hear {
+    /// The model's name; empty = any that transcribes.
+    pub model: String,
+    /// BCP 47; empty = the engine finds out.
+    pub language: String,
+    /// What was said before, or names that will be: at most
+    /// [`MAX_HEAR_PROMPT`](unamesh_proto::limits::MAX_HEAR_PROMPT) bytes.
+    pub prompt: String,
+    /// The conversation, so that it stays with the peer that listened before; 0 = none.
+    pub session: u64,
+    /// Provisional transcripts are wanted.
+    pub partials: bool,
+    /// After so many milliseconds of silence the agent ends the utterance; 0 =
+    /// [`Hearing::end`] does.
+    pub vad_ms: u16,
+}
+
+/// What a [`Hearing`] yields. Exactly one of `Final` and `Failed` comes, last.
+#[derive(Clone, Debug)]
+pub enum HearEvent {
+    /// Somebody listens.
+    Started {
+        /// Who.
+        peer: PeerRef,
+        /// Why it was chosen.
+        why: String,
+    },
+    /// Nothing was understood yet.
+    Progress {
+        /// What the engine does.
+        phase: Phase,
+    },
+    /// Somebody began to speak.
+    Began {
+        /// Then, from the utterance's start.
+        at_ms: u32,
+    },
+    /// Nobody has spoken for a while.
+    Silence {
+        /// For so long.
+        ms: u32,
+    },
+    /// What was understood so far; it replaces the one before.
+    Partial {
+        /// All of it.
+        text: String,
+    },
+    /// Another peer listens on; it was told all that was said.
+    PeerChanged {
+        /// Who listened until now.
+        from: PeerRef,
+        /// Who goes on.
+        to: PeerRef,
+        /// Why.
+        reason: String,
+    },
+    /// The transcript.
+    Final {
+        /// All that was said; may be empty.
+        text: String,
+        /// BCP 47, or empty if the engine does not say.
+        language: String,
+        /// Where the engine tells them.
+        words: Vec<Word>,
+        /// 0..=1, where the engine tells it.
+        confidence: Option<f32>,
+        /// Who made it.
+        peer: PeerRef,
+    },
+    /// There will be none.
+    Failed {
+        /// Why.
+        error: ClientError,
+        /// The best that was understood; may be empty.
+        partial: String,
+    },
+}
+
+/// An utterance that is being transcribed: a stream of [`HearEvent`]s.
+///
+/// It holds at most [`MAX_UTTERANCE_FRAMES`](unamesh_proto::limits::MAX_UTTERANCE_FRAMES)
+/// (fifteen minutes); then it ends by itself.
+pub struct Hearing {
+    shared: Arc<Shared>,
+    id: RequestId,
+    hear: Hear,
+    utterance: u32,
+    machine: hear::Hear,
+    outside: Outside<dyn HearLink>,
+    /// `None` once the utterance is over.
+    encoder: Option<Encoder>,
+    /// Of what was pushed, for the encoder.
+    samples: Vec<f32>,
+    datagram: Vec<u8>,
+    events: VecDeque<HearEvent>,
+    /// Frames that the transcript is of.
+    heard: Option<u32>,
+}
+
+impl Hearing {
+    pub(crate) fn new(shared: Arc<Shared>, hear: Hear) -> Self {
+        let utterance = shared.next_utterance();
+        let config = Config {
+            utterance,
+            agent_ends: hear.vad_ms > 0,
+            silence: shared.begin(),
+        };
+        let id = RequestId::random();
+        let mut hearing = Hearing {
+            outside: Outside::new(id, shared.table.clone()),
+            machine: hear::Hear::new(config, clock::mono()),
+            id,
+            hear,
+            utterance,
+            encoder: None,
+            samples: Vec::new(),
+            datagram: Vec::new(),
+            events: VecDeque::new(),
+            heard: None,
+            shared,
+        };
+        let encoder = Encoder::new(Profile::Up).map_err(|e| broken(&e));
+        match hearing.request(0, String::new()).check().and(encoder) {
+            Ok(encoder) => {
+                hearing.encoder = Some(encoder);
+                hearing.perform();
+            }
+            Err(error) => hearing.refuse(error),
+        }
+        hearing
+    }
+
+    /// Names this request in logs and [`Activity`].
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// Takes in sound: mono, 16 kHz, of any length. Does not block. What comes after the end is
+    /// ignored.
+    pub fn push(&mut self, pcm: &[i16]) {
+        self.samples.clear();
+        self.samples.extend(pcm.iter().copied().map(from_s16));
+        let Some(encoder) = &mut self.encoder else {
+            return;
+        };
+        let mut frames = Vec::new();
+        match encoder.push(&self.samples, |frame| frames.push(frame.to_vec())) {
+            Ok(()) => self.record(frames),
+            Err(error) => self.refuse(broken(&error)),
+        }
+    }
+
+    /// The utterance is over: the transcript follows. Does not block.
+    pub fn end(&mut self) {
+        let Some(mut encoder) = self.encoder.take() else {
+            return;
+        };
+        let mut frames = Vec::new();
+        match encoder.finish(|frame| frames.push(frame.to_vec())) {
+            Ok(_) => {
+                self.record(frames);
+                self.input(Input::End);
+            }
+            Err(error) => self.refuse(broken(&error)),
+        }
+    }
+
+    /// Stops at once, down to the engine. The terminal event is [`ClientError::Cancelled`].
+    pub fn cancel(&mut self) {
+        self.input(Input::Cancel);
+    }
+
+    /// So much of the sound the transcript is of, once it is there: an agent that ends utterances
+    /// itself leaves the rest to the next one.
+    pub fn heard(&self) -> Option<Duration> {
+        self.heard.map(|frames| AUDIO_FRAME * frames)
+    }
+
+    fn record(&mut self, frames: Vec<Vec<u8>>) {
+        for frame in frames {
+            self.input(Input::Sound(frame));
+        }
+    }
+
+    fn refuse(&mut self, error: WireError) {
+        self.encoder = None;
+        self.machine.handle(Input::Cancel, clock::mono());
+        self.outside = Outside::new(self.id, self.shared.table.clone());
+        self.events.push_back(HearEvent::Failed {
+            error: ClientError::from(error),
+            partial: String::new(),
+        });
+    }
+
+    fn input(&mut self, input: Input) {
+        self.machine.handle(input, clock::mono());
+        self.perform();
+    }
+
+    fn perform(&mut self) {
+        while let Some(effect) = self.machine.poll() {
+            let now = clock::mono();
+            match effect {
+                Effect::Rank => {
+                    let listeners = self.listeners();
+                    self.machine.handle(Input::Candidates(listeners), now);
+                }
+                Effect::Hedge => {
+                    if self.shared.may_hedge() {
+                        self.machine.handle(Input::Hedge, now);
+                    }
+                }
+                Effect::Open {
+                    attempt,
+                    node,
+                    engine,
+                    model,
+                } => {
+                    self.shared.dispatched(node, engine, now);
+                    let request = self.request(engine, model);
+                    let dial = self.shared.transport.hear(node, request);
+                    self.outside.dial(attempt, node, dial);
+                }
+                Effect::Send(attempt, frames) => self.send(attempt, frames),
+                Effect::Live(attempt, frame) => {
+                    self.machine.sound().datagram(frame, &mut self.datagram);
+                    if let Some(link) = self.outside.link(attempt) {
+                        link.live(&self.datagram);
+                    }
+                }
+                Effect::End(attempt, frames) => {
+                    if let Some(link) = self.outside.link(attempt) {
+                        link.end(frames);
+                    }
+                }
+                Effect::Reset(attempt) => self.outside.reset(attempt),
+                Effect::Emit(output) => self.emit(output),
+                Effect::Note(note) => self.shared.note(self.id, &note, now),
+            }
+        }
+    }
+
+    fn send(&mut self, attempt: AttemptId, frames: std::ops::Range<u32>) {
+        let Some(link) = self.outside.link(attempt) else {
+            return;
+        };
+        for seq in frames {
+            if let Some(opus) = self.machine.sound().frame(seq) {
+                link.sound(seq, opus);
+            }
+        }
+    }
+
+    fn request(&self, engine: u16, model: String) -> HearRequest {
+        HearRequest {
+            model,
+            engine,
+            language: self.hear.language.clone(),
+            prompt: self.hear.prompt.clone(),
+            session: self.hear.session,
+            utterance: self.utterance,
+            partials: self.hear.partials,
+            vad_ms: self.hear.vad_ms,
+        }
+    }
+
+    fn listeners(&self) -> Vec<Candidate> {
+        let sticky = self.shared.sticky(self.hear.session, ModelKind::Stt);
+        self.shared
+            .listeners(&self.hear.model, sticky, clock::mono())
+    }
+
+    fn emit(&mut self, output: Output) {
+        let event = match output {
+            Output::Started { node, why } => {
+                self.stick(node);
+                let peer = self.shared.peer(node);
+                HearEvent::Started { peer, why }
+            }
+            Output::Progress(phase) => HearEvent::Progress { phase },
+            Output::Partial(text) => HearEvent::Partial { text },
+            Output::Began(frame) => HearEvent::Began {
+                at_ms: millis(AUDIO_FRAME * frame),
+            },
+            Output::Silence(silence) => HearEvent::Silence {
+                ms: millis(silence),
+            },
+            Output::Full => return self.full(),
+            Output::PeerChanged { from, to, reason } => {
+                self.stick(to);
+                let (from, to) = (self.shared.peer(from), self.shared.peer(to));
+                self.shared.tell(Activity::ListenerChanged {
+                    request: self.id,
+                    from: from.clone(),
+                    to: to.clone(),
+                    reason: reason.clone(),
+                });
+                let reason = reason.to_string();
+                HearEvent::PeerChanged { from, to, reason }
+            }
+            Output::Final { node, transcript } => self.transcribed(node, transcript),
+            Output::Failed { failure, partial } => self.failed(failure, partial),
+        };
+        self.events.push_back(event);
+    }
+
+    fn stick(&self, node: NodeId) {
+        self.shared.stick(self.hear.session, ModelKind::Stt, node);
+    }
+
+    /// The utterance is as long as one may be.
+    fn full(&mut self) {
+        if self.encoder.take().is_some() {
+            tracing::warn!(request = %self.id, "the utterance is too long and ends here");
+            self.machine.handle(Input::End, clock::mono());
+        }
+    }
+
+    fn transcribed(&mut self, node: NodeId, transcript: Transcript) -> HearEvent {
+        self.encoder = None;
+        self.heard = Some(transcript.frames);
+        HearEvent::Final {
+            text: transcript.text,
+            language: transcript.language,
+            words: transcript.words,
+            confidence: transcript.confidence,
+            peer: self.shared.peer(node),
+        }
+    }
+
+    fn failed(&mut self, failure: Failure, partial: String) -> HearEvent {
+        self.encoder = None;
+        let error = client_error(&self.shared, failure, ModelKind::Stt, &self.hear.model, "");
+        HearEvent::Failed { error, partial }
+    }
+
+    fn table(&mut self, snapshot: &Snapshot) {
+        for node in going(snapshot, self.machine.peers()) {
+            self.input(Input::PeerGoing(node));
+        }
+        if self.machine.is_waiting() {
+            let listeners = self.listeners();
+            self.input(Input::Candidates(listeners));
+        }
+    }
+
+    fn happened(&mut self, happening: Happening<HearFrame>) {
+        match happening {
+            Happening::Opened(attempt) => self.input(Input::Opened(attempt)),
+            Happening::Frame(attempt, _, frame) => self.input(Input::Frame(attempt, frame)),
+            Happening::Closed(attempt, closed) => self.input(Input::Closed(attempt, closed)),
+            Happening::Table(snapshot) => self.table(&snapshot),
+            Happening::Time => self.input(Input::Wake),
+        }
+    }
+}
+
+fn broken(error: &CodecError) -> WireError {
+    WireError::new(ErrorCode::EngineFailed, error.to_string())
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+impl Stream for Hearing {
+    type Item = HearEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<HearEvent>> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Poll::Ready(Some(event));
+            }
+            if self.machine.is_ended() {
+                return Poll::Ready(None);
+            }
+            let due = self.machine.next_wake();
+            let happening = ready!(self.outside.poll(due, cx, |link, cx| link.poll_frame(cx)));
+            self.happened(happening);
+        }
+    }
+}
