@@ -6,9 +6,13 @@ use unamesh_proto::{Mono, Wall};
 
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Now, in the core's monotonic time (epoch: the first call in this process).
+/// Now, in the core's monotonic time (epoch: the first call in this process). It is the timers'
+/// clock: where a test pauses that, this one stands still too.
 pub fn mono() -> Mono {
-    Mono::from_micros(u64::try_from(EPOCH.elapsed().as_micros()).unwrap_or(u64::MAX))
+    let since = tokio::time::Instant::now()
+        .into_std()
+        .saturating_duration_since(*EPOCH);
+    Mono::from_micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// The instant of `at`, for timers.

@@ -8,6 +8,7 @@
 //! - [`transport`]: how a request reaches a peer (QUIC, or in process on an agent).
 //! - [`driver`]: performs what `unamesh_proto::session` decides.
 //! - [`speech`]: texts to be spoken, utterances to be transcribed.
+//! - [`converse`]: a conversation: hearing, thinking and speaking, turn by turn.
 //! - [`activity`]: what happens behind the answers, for logs and consoles.
 //! - [`client`]: [`MeshClient`](client::MeshClient), the public API.
 //! - `memory`: what a client remembers from request to request.
@@ -21,6 +22,7 @@ pub mod activity;
 pub mod audio;
 pub mod client;
 pub mod clock;
+pub mod converse;
 pub mod driver;
 pub mod endpoint;
 pub mod framing;

@@ -41,8 +41,7 @@ pub(crate) struct Outside<L: ?Sized> {
     request: RequestId,
     links: Vec<Link<L>>,
     news: BoxFuture<Option<Table>>,
-    timer: Pin<Box<Sleep>>,
-    armed: Option<Mono>,
+    alarm: Alarm,
 }
 
 struct Link<L: ?Sized> {
@@ -63,8 +62,7 @@ impl<L: ?Sized> Outside<L> {
             request,
             links: Vec::with_capacity(2),
             news: news(table),
-            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
-            armed: None,
+            alarm: Alarm::new(),
         }
     }
 
@@ -112,7 +110,7 @@ impl<L: ?Sized> Outside<L> {
         if let Some(snapshot) = self.poll_news(cx) {
             return Poll::Ready(Happening::Table(snapshot));
         }
-        match due.is_some_and(|due| self.poll_timer(due, cx)) {
+        match due.is_some_and(|due| self.alarm.poll(due, cx)) {
             true => Poll::Ready(Happening::Time),
             false => Poll::Pending,
         }
@@ -167,9 +165,25 @@ impl<L: ?Sized> Outside<L> {
         self.news = news(table);
         Some(snapshot)
     }
+}
+
+/// A timer that is re-armed lazily.
+pub(crate) struct Alarm {
+    timer: Pin<Box<Sleep>>,
+    armed: Option<Mono>,
+}
+
+impl Alarm {
+    /// Not armed. Needs a runtime.
+    pub fn new() -> Self {
+        Alarm {
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            armed: None,
+        }
+    }
 
     /// Whether `due` has come; else the task is woken then.
-    fn poll_timer(&mut self, due: Mono, cx: &mut Context<'_>) -> bool {
+    pub fn poll(&mut self, due: Mono, cx: &mut Context<'_>) -> bool {
         loop {
             if self.armed.is_none_or(|armed| due < armed) {
                 self.timer.as_mut().reset(clock::instant(due));

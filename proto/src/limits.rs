@@ -188,3 +188,6 @@ pub const MAX_ENGINE_MESSAGE: usize = 1024 * 1024;
 pub const MAX_WAITING_PIECES: usize = 64;
 /// Messages of a conversation's history; the oldest beside the system's go: a school day of turns.
 pub const MAX_MESSAGES: usize = 4096;
+/// Samples (16 kHz) of the newest sound that a conversation keeps for a hearing that opens later: a
+/// minute, longer than any recognizer takes for an utterance.
+pub const MAX_KEPT_SOUND: usize = 960_000;

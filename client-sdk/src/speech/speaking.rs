@@ -410,6 +410,14 @@ impl Speech {
         false
     }
 
+    /// The next event that is neither sound nor the end: reads ahead and takes no sound.
+    pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<SayEvent> {
+        if !self.take_in(cx) {
+            cx.waker().wake_by_ref();
+        }
+        self.events.pop_front().map_or(Poll::Pending, Poll::Ready)
+    }
+
     fn next_sound(&mut self) -> Option<Vec<i16>> {
         if self.playout.is_dry() {
             self.join(true);
