@@ -116,6 +116,8 @@ pub const MAX_HTTP_ANSWER: usize = 16 * 1024 * 1024;
 pub const MAX_HTTP_CONNECTIONS: usize = 512;
 /// Header fields of a request at the gateway; browsers send about 20.
 pub const MAX_HTTP_HEADERS: usize = 64;
+/// Bytes of one message of a conversation's WebSocket: a second of sound, or a page of text.
+pub const MAX_SOCKET_MESSAGE: usize = 64 * 1024;
 /// Levels of brackets in one field of a request: tool schemas reach ten. Below the 128 at
 /// which serde_json gives up, so that no engine adapter or peer ever meets that.
 pub const MAX_JSON_DEPTH: usize = 64;

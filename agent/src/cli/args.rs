@@ -1,5 +1,7 @@
 //! What can be typed.
 
+mod voice;
+
 use crate::bench::BenchArgs;
 use crate::demo::DemoArgs;
 use crate::drill::Case;
@@ -7,6 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use voice::{SayArgs, TranscribeArgs, VoicesArgs};
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -68,6 +72,12 @@ pub enum Command {
     Engines,
     /// Ask a model; the answer survives the machine that gives it
     Chat(ChatArgs),
+    /// Say a text; the speech goes on when its machine goes away
+    Say(SayArgs),
+    /// Write down what is said in a recording
+    Transcribe(TranscribeArgs),
+    /// List who can speak, and where
+    Voices(VoicesArgs),
     /// Show which machine a request for a model would go to, and why
     Why(WhyArgs),
     /// Measure the round trip to other machines over every path

@@ -6,6 +6,7 @@ use super::text::Read as _;
 use crate::local_mesh::agent::Door;
 use crate::state::{AdminToken, AgentInfo, StateDir};
 use bytes::{Bytes, BytesMut};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response};
@@ -25,6 +26,9 @@ pub const CLIENT_ONLY: &str = "client_only";
 const CONNECT: Duration = Duration::from_secs(2);
 /// The longest answer that is no stream: a ping that waits for every path of a dead peer.
 const ANSWER: Duration = Duration::from_secs(30);
+
+/// What a request carries; an error in it breaks the request off.
+pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// The running agent.
 pub struct Local {
@@ -92,7 +96,15 @@ impl Local {
     /// # Errors
     /// The agent does not answer, or refuses.
     pub async fn lines(&self, path: &str, body: &Value) -> Result<Lines, CliError> {
-        let (response, connection) = self.send(Method::POST, path, Some(body)).await?;
+        self.exchange(path, json_body(Some(body))).await
+    }
+
+    /// The same with a body of any kind, which is sent as it comes while lines arrive already.
+    ///
+    /// # Errors
+    /// The agent does not answer, or refuses.
+    pub async fn exchange(&self, path: &str, body: Body) -> Result<Lines, CliError> {
+        let (response, connection) = self.send(Method::POST, path, body).await?;
         Ok(Lines::of(response, connection))
     }
 
@@ -101,7 +113,7 @@ impl Local {
     /// # Errors
     /// The agent does not answer, or refuses.
     pub async fn follow(&self, path: &str) -> Result<Lines, CliError> {
-        let (response, connection) = self.send(Method::GET, path, None).await?;
+        let (response, connection) = self.send(Method::GET, path, json_body(None)).await?;
         Ok(Lines::of(response, connection))
     }
 
@@ -112,7 +124,7 @@ impl Local {
         body: Option<&Value>,
     ) -> Result<Value, CliError> {
         let asked = async {
-            let (response, _connection) = self.send(method, path, body).await?;
+            let (response, _connection) = self.send(method, path, json_body(body)).await?;
             collect(response).await
         };
         let body = tokio::time::timeout(ANSWER, asked)
@@ -127,22 +139,17 @@ impl Local {
         &self,
         method: Method,
         path: &str,
-        body: Option<&Value>,
+        body: Body,
     ) -> Result<(Response<Incoming>, JoinSet<()>), CliError> {
-        let body = body.map(Value::to_string).unwrap_or_default();
         let request = Request::builder()
             .method(method)
             .uri(format!("/unamesh/v1/{path}"))
             .header("host", self.addr.to_string())
             .header("authorization", format!("Bearer {}", self.token.reveal()))
             .header("content-type", "application/json")
-            .body(Full::new(Bytes::from(body)))
+            .body(body)
             .map_err(|e| CliError::new("request", e.to_string()))?;
-        let stream = tokio::time::timeout(CONNECT, TcpStream::connect(self.addr))
-            .await
-            .map_err(|_| self.silent("connecting timed out"))?
-            .map_err(|e| self.unreachable(&e))?;
-        let _ = stream.set_nodelay(true);
+        let stream = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| self.silent(&e.to_string()))?;
@@ -161,6 +168,15 @@ impl Local {
         let status = response.status();
         let body = collect(response).await?;
         Err(self.refused(status.as_u16(), &body))
+    }
+
+    async fn connect(&self) -> Result<TcpStream, CliError> {
+        let stream = tokio::time::timeout(CONNECT, TcpStream::connect(self.addr))
+            .await
+            .map_err(|_| self.silent("connecting timed out"))?
+            .map_err(|e| self.unreachable(&e))?;
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
     }
 
     /// The agent's own words.
@@ -268,6 +284,13 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, listen.port())
+}
+
+fn json_body(body: Option<&Value>) -> Body {
+    let body = body.map(Value::to_string).unwrap_or_default();
+    Full::new(Bytes::from(body))
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 async fn collect(response: Response<Incoming>) -> Result<Bytes, CliError> {

@@ -3,6 +3,7 @@
 //! - [`args`]: what can be typed; [`context`]: what every command needs to know.
 //! - [`local`]: asks the running agent over its mesh API; [`mesh`]: that, or the mesh itself
 //!   on a machine that is only a client.
+//!   `voice`: the same of speech; [`sound`]: recordings, files and devices.
 //! - [`output`], [`text`]: tables and colours on a terminal, plain columns in a pipe, one
 //!   JSON object with `--json`.
 //! - [`error`]: what went wrong, and the command to type next.
@@ -26,6 +27,7 @@ mod events;
 mod init;
 mod invite;
 mod join;
+mod live;
 pub mod local;
 mod logs;
 mod mesh;
@@ -33,9 +35,14 @@ mod models;
 pub mod output;
 mod peers;
 mod ping;
+mod say;
+pub mod sound;
 mod status;
 pub mod text;
+mod transcribe;
 mod up;
+mod voice;
+mod voices;
 mod why;
 
 use args::{Cli, Command};
@@ -80,6 +87,9 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Why(args) => client(why::run(context, &args)),
         Command::Ping(args) => client(ping::run(context, &args)),
         Command::Chat(args) => client(chat::run(context, args)),
+        Command::Say(args) => client(say::run(context, args)),
+        Command::Transcribe(args) => client(transcribe::run(context, args)),
+        Command::Voices(args) => client(voices::run(context, &args)),
         Command::Invite(args) => client(invite::run(context, &args)),
         Command::Events => client(events::run(context)),
         Command::Drain(args) => client(drain::run(context, &args)),

@@ -8,14 +8,14 @@ use super::headers;
 use super::openai::{Reply, json_reply, read_body};
 use super::request::{self, Api, Parsed};
 use super::source::{ClientError, Event, PeerRef, near_names};
-use super::view;
+use super::{view, voice};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderValue, Response, header};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use futures_util::stream::{self, BoxStream, StreamExt};
+use futures_util::stream::{self, Stream, StreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::convert::Infallible;
@@ -38,6 +38,7 @@ pub fn routes() -> Router<GatewayState> {
         .route("/drain", post(drain))
         .route("/drill", post(drill))
         .route("/generate", post(generate))
+        .merge(voice::routes())
 }
 
 async fn status(State(state): State<GatewayState>) -> Reply {
@@ -243,21 +244,23 @@ async fn generate(State(state): State<GatewayState>, request: Request) -> Reply 
     let Parsed { mut request, .. } = request::parse(api, &body)?;
     request.other_model = other_model;
     let events = state.source.generate(request);
-    let body = Body::from_stream(ndjson(events));
-    Ok(stream_reply("application/x-ndjson", body))
+    let lines = ndjson(events.map(|event| event_json(&event)));
+    Ok(stream_reply("application/x-ndjson", Body::from_stream(lines)))
 }
 
-fn ndjson(
-    events: BoxStream<'static, Event>,
-) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> {
+/// One JSON object a line.
+pub(super) fn ndjson(
+    events: impl Stream<Item = Value>,
+) -> impl Stream<Item = Result<Bytes, Infallible>> {
     events.map(|event| {
-        let mut line = event_json(&event).to_string();
+        let mut line = event.to_string();
         line.push('\n');
         Ok(Bytes::from(line))
     })
 }
 
-fn stream_reply(kind: &'static str, body: Body) -> axum::response::Response {
+/// A 200 whose body is made while it is sent.
+pub(super) fn stream_reply(kind: &'static str, body: Body) -> axum::response::Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -312,7 +315,8 @@ pub fn event_json(event: &Event) -> Value {
     }
 }
 
-fn failed_json(error: &ClientError) -> Value {
+/// The last event of what failed.
+pub(super) fn failed_json(error: &ClientError) -> Value {
     let api = ApiError::from(error.clone());
     json!({
         "event": "failed",
@@ -328,6 +332,7 @@ fn failed_json(error: &ClientError) -> Value {
     })
 }
 
-fn peer_json(peer: &PeerRef) -> Value {
+/// A peer as scripts know it.
+pub(super) fn peer_json(peer: &PeerRef) -> Value {
     json!({"node": peer.node, "name": peer.name})
 }

@@ -5,8 +5,10 @@
 //! a failover happens below it and shows up only as an SSE comment or a header.
 //!
 //! In the order of a request's way:
-//! - [`server`]: connections; [`stall`]: their patience; [`guard`]: who may ask.
+//! - [`server`]: connections; [`stall`]: their patience; [`guard`]: who may ask; [`takeover`]:
+//!   those that become a WebSocket.
 //! - [`openai`]: `/v1/...`; [`mesh`]: `/unamesh/v1/...`, which asks [`control`] and [`view`].
+//!   [`voice`]: what it has of speech.
 //! - [`json`], [`request`]: from a body to a mesh request, or an error that names the field;
 //!   [`headers`]: what is said and asked beside it.
 //! - [`source`]: where the answer comes from.
@@ -26,7 +28,9 @@ pub mod server;
 pub mod source;
 pub mod sse;
 pub mod stall;
+pub mod takeover;
 pub mod view;
+pub mod voice;
 
 use crate::state::AdminToken;
 use axum::Router;
@@ -34,6 +38,7 @@ use axum::routing::{get, post};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+use unamesh_client::client::MeshClient;
 
 pub use control::{Control, ControlError, Drain, DrillAsk, InviteOptions};
 pub use server::serve;
@@ -44,6 +49,8 @@ pub use source::Generate;
 pub struct GatewayState {
     /// Where answers come from: the mesh client.
     pub source: Arc<dyn Generate>,
+    /// Where speech comes from and goes to: the mesh client, too.
+    pub client: MeshClient,
     /// The agent around the gateway.
     pub control: Arc<dyn Control>,
     /// Opens the mesh API.

@@ -4,6 +4,7 @@
 
 use super::error::ApiError;
 use super::stall::Stalling;
+use super::takeover::Takeover;
 use super::{GatewayState, guard, router};
 use axum::Router;
 use axum::extract::Request;
@@ -91,7 +92,10 @@ async fn connection(
     let stream = Stalling::new(stream, timeouts::READER_STALL);
     let routes = TowerToHyperService::new(router);
     let stop = state.stop.clone();
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
+    let takeover = Takeover::default();
+    let offered = takeover.clone();
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(offered.clone());
         let verdict = guard::check(&state, request.uri(), request.headers(), remote.ip());
         respond(routes.clone(), request, verdict)
     });
@@ -99,7 +103,8 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(timeouts::HTTP_HEAD)
         .max_headers(limits::MAX_HTTP_HEADERS)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -112,6 +117,8 @@ async fn connection(
         // Clients that hang up in the middle are everyday life.
         tracing::debug!(error = %e, %remote, "a gateway connection ended");
     }
+    // What took the connection over goes on in its task, under its permit.
+    takeover.run().await;
 }
 
 async fn respond(

@@ -383,6 +383,7 @@ impl Wiring {
     ) {
         let gateway = GatewayState {
             source: Arc::new(client.clone()),
+            client: client.clone(),
             control: Arc::clone(control) as Arc<dyn gateway::Control>,
             token,
             open: self.config.gateway.open,

@@ -1,0 +1,132 @@
+//! Events of speech as scripts read them; `proto/PROTOCOL.md` documents the keys.
+
+use super::super::mesh::{failed_json, peer_json};
+use super::super::view;
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use unamesh_client::speech::{HearEvent, SayEvent, VoiceAt};
+
+/// `{"event":"pcm","pcm":"..."}`: the samples in base64, s16le, 24 kHz, mono.
+pub fn spoken(event: &SayEvent) -> Value {
+    match event {
+        SayEvent::Started { peer, voice, why } => {
+            json!({"event": "started", "peer": peer_json(peer), "voice": voice, "why": why})
+        }
+        SayEvent::Progress { phase } => json!({"event": "progress", "phase": phase.name()}),
+        SayEvent::Mark { from, to, at } => {
+            json!({"event": "mark", "from": from, "to": to, "at": at})
+        }
+        SayEvent::Pcm(pcm) => json!({"event": "pcm", "pcm": BASE64.encode(&to_bytes(pcm))}),
+        SayEvent::PeerChanged {
+            from,
+            to,
+            voice,
+            same_voice,
+            reason,
+            gap,
+            lead,
+        } => json!({
+            "event": "peer_changed",
+            "from": peer_json(from),
+            "to": peer_json(to),
+            "voice": voice,
+            "same_voice": same_voice,
+            "reason": reason,
+            "gap_ms": view::ms(*gap),
+            "lead_ms": view::ms(*lead),
+        }),
+        SayEvent::Done { samples } => json!({"event": "done", "samples": samples}),
+        SayEvent::Failed(error) => failed_json(error),
+    }
+}
+
+/// The samples of an event that [`spoken`] made; `None` of another event.
+pub fn pcm(event: &Value) -> Option<Vec<i16>> {
+    let bytes = BASE64.decode(event.get("pcm")?.as_str()?.as_bytes()).ok()?;
+    let (pairs, _) = bytes.as_chunks();
+    Some(pairs.iter().copied().map(i16::from_le_bytes).collect())
+}
+
+/// Samples as bytes: s16le.
+pub fn to_bytes(pcm: &[i16]) -> Vec<u8> {
+    pcm.iter().flat_map(|sample| sample.to_le_bytes()).collect()
+}
+
+/// What was understood.
+pub fn heard(event: &HearEvent) -> Value {
+    match event {
+        HearEvent::Started { peer, why } => {
+            json!({"event": "started", "peer": peer_json(peer), "why": why})
+        }
+        HearEvent::Progress { phase } => json!({"event": "progress", "phase": phase.name()}),
+        HearEvent::Began { at_ms } => json!({"event": "began", "at_ms": at_ms}),
+        HearEvent::Silence { ms } => json!({"event": "silence", "ms": ms}),
+        HearEvent::Partial { text } => json!({"event": "partial", "text": text}),
+        HearEvent::PeerChanged { from, to, reason } => json!({
+            "event": "peer_changed",
+            "from": peer_json(from),
+            "to": peer_json(to),
+            "reason": reason,
+        }),
+        HearEvent::Final {
+            text,
+            language,
+            words,
+            confidence,
+            peer,
+        } => {
+            let words: Vec<Value> = words
+                .iter()
+                .map(|w| json!({"text": w.text, "start_ms": w.start_ms, "end_ms": w.end_ms}))
+                .collect();
+            json!({
+                "event": "final",
+                "text": text,
+                "language": language,
+                "words": words,
+                "confidence": confidence,
+                "peer": peer_json(peer),
+            })
+        }
+        HearEvent::Failed { error, partial } => {
+            let mut failed = failed_json(error);
+            failed["error"]["partial"] = json!(partial);
+            failed
+        }
+    }
+}
+
+/// Each voice once, with where it is: by name, then by language.
+pub fn voices(all: &[VoiceAt]) -> Value {
+    let mut found: BTreeMap<(&str, &str), Vec<Value>> = BTreeMap::new();
+    for at in all {
+        let place = json!({
+            "node": at.peer.node,
+            "name": at.peer.name,
+            "engine": at.engine,
+            "model": at.model,
+        });
+        found
+            .entry((&at.voice, &at.language))
+            .or_default()
+            .push(place);
+    }
+    let voice = |((voice, language), peers)| json!({"voice": voice, "language": language, "peers": peers});
+    found.into_iter().map(voice).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_survive_json() {
+        let samples = vec![0, 1, -1, i16::MIN, i16::MAX, 12_345];
+        let event = spoken(&SayEvent::Pcm(samples.clone()));
+        let read: Value = serde_json::from_str(&event.to_string()).unwrap();
+        assert_eq!(pcm(&read), Some(samples));
+        assert_eq!(pcm(&json!({"event": "done", "samples": 1})), None);
+    }
+}
