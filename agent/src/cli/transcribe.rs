@@ -7,25 +7,29 @@ use super::error::CliError;
 use super::live::Live;
 use super::mesh::Mesh;
 use super::output::{DIM, WARN, printable};
-use super::sound::recording;
+use super::sound::recording::{self, RecordingError};
 use super::text::{Read, ms};
 use super::voice::{Listening, Pieces, failed, lost};
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 use unamesh_client::speech::Hear;
 
 pub(super) async fn run(context: &Context, args: TranscribeArgs) -> Result<(), CliError> {
     let live = Arc::new(Live::new(context.out));
-    let warning = {
-        let live = Arc::clone(&live);
-        move |end: recording::RecordingError| {
-            live.note(&format!("{WARN}[{end}: what is there is transcribed]{WARN:#}"));
+    let end = Arc::new(OnceLock::new());
+    let warn = {
+        let (live, end) = (Arc::clone(&live), Arc::clone(&end));
+        move |error: RecordingError| {
+            live.note(&format!("{WARN}[{error}]{WARN:#}"));
+            // It has but one end.
+            let _ = end.set(error);
         }
     };
     // A file that is not there is no reason to ask anybody.
-    let pieces = recording::read(&args.input, args.raw, warning)?;
+    let pieces = recording::read(&args.input, args.raw, warn)?;
     let hear = Hear {
         model: args.model.clone().unwrap_or_default(),
         language: args.language.clone().unwrap_or_default(),
@@ -46,7 +50,19 @@ pub(super) async fn run(context: &Context, args: TranscribeArgs) -> Result<(), C
         _ = tokio::signal::ctrl_c() => Err(CliError::interrupted()),
     };
     mesh.close().await;
-    heard
+    heard?;
+    match end.get() {
+        // The rest was asked for, too, and is missing.
+        Some(RecordingError::TooLong) => Err(too_long(&args.input)),
+        _ => Ok(()),
+    }
+}
+
+fn too_long(input: &Path) -> CliError {
+    let name = input.display();
+    CliError::new("too_long", "the recording goes on: transcribe it in parts").next(format!(
+        "ffmpeg -i {name} -f segment -segment_time 600 part-%02d.wav"
+    ))
 }
 
 /// An utterance on its way.

@@ -184,7 +184,7 @@ pub(super) fn failed(context: &Context, speaks: bool, error: &Value) -> CliError
     let code = error.at("code").text();
     let failed = CliError::new(code, error.at("message").text());
     match code {
-        "no_voice" => failed.next(context.command("voices")),
+        "voice_not_found" => failed.next(context.command("voices")),
         "no_peer" | "model_not_found" | "unknown_model" if speaks => failed
             .next(context.command("voices"))
             .next(context.command("engines")),

@@ -29,6 +29,8 @@ use unamesh_agent::gateway::{
     self, Control, ControlError, Drain, GatewayState, Generate, InviteOptions,
 };
 use unamesh_agent::state::{AdminToken, StateDir};
+use unamesh_client::client::MeshClient;
+use unamesh_client::transport::{BoxFuture, FrameStream, LinkError, Open, Transport};
 use unamesh_proto::table::{Liveness, Peer, Snapshot};
 use unamesh_proto::wire::{
     Advert, EngineAdvert, EngineKind, FinishReason, Hardware, Health, ModelAdvert, ModelKind,
@@ -166,6 +168,17 @@ impl Control for EchoControl {
     }
 }
 
+/// Nobody can be reached over it.
+struct NoTransport;
+
+impl Transport for NoTransport {
+    fn open(&self, node: NodeId, _: Open) -> BoxFuture<Result<Box<dyn FrameStream>, LinkError>> {
+        let reason = "there is no network".to_owned();
+        Box::pin(std::future::ready(Err(LinkError::Unreachable { node, reason })))
+    }
+    fn warm(&self, _: &[NodeId]) {}
+}
+
 /// A running gateway. Dropping it stops it.
 pub struct TestGateway {
     /// Where it listens.
@@ -201,8 +214,10 @@ impl TestGateway {
         let dir = tempfile::tempdir().unwrap();
         let state_dir = StateDir::open(dir.path()).unwrap();
         let (token, _) = AdminToken::load_or_create(&state_dir).unwrap();
+        let table = watch::channel(source.peers()).1;
         let state = GatewayState {
             source: source.clone(),
+            client: MeshClient::over(table, Arc::new(NoTransport)),
             control: Arc::new(EchoControl(events.clone())),
             token: token.clone(),
             open: false,

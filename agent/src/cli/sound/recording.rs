@@ -13,6 +13,7 @@ use unamesh_client::audio::ogg::{OggError, Reader};
 use unamesh_client::audio::pcm::{Bytes, Format, FormatError, to_s16};
 use unamesh_client::audio::resample::{RateError, Resampler};
 use unamesh_client::audio::wav::{Parser, WavError};
+use unamesh_proto::limits::MAX_HEARD_SECONDS;
 
 /// Bytes that are read at once: a third of a second of studio sound, two of raw speech.
 const PIECE: usize = 64 * 1024;
@@ -39,6 +40,9 @@ pub enum RecordingError {
     /// A format that is none of speech.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// There is more of it than is transcribed at once; it was cut there.
+    #[error("only its first {} minutes are transcribed, more is not possible at once", MAX_HEARD_SECONDS / 60)]
+    TooLong,
     /// A rate that cannot be converted.
     #[error(transparent)]
     Rate(#[from] RateError),
@@ -215,6 +219,7 @@ fn pump(
     refused: impl Fn(RecordingError) -> CliError,
 ) -> Result<(), CliError> {
     let mut buffer = vec![0; PIECE];
+    let mut room = MAX_HEARD_SECONDS * UP as usize;
     loop {
         let read = match source.read(&mut buffer) {
             Ok(0) => break,
@@ -223,8 +228,14 @@ fn pump(
             Err(e) => return Err(CliError::new("input", format!("cannot read {name}: {e}"))),
         };
         let mut samples = Vec::new();
+        if room == 0 {
+            warn(RecordingError::TooLong);
+            return Ok(());
+        }
         let bytes = buffer.get(..read).unwrap_or_default();
         let pushed = recording.push(bytes, &mut samples);
+        samples.truncate(room);
+        room -= samples.len();
         if !samples.is_empty() && pieces.blocking_send(Ok(samples)).is_err() {
             return Ok(());
         }

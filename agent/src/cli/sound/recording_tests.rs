@@ -101,6 +101,23 @@ fn other_files_are_named_and_the_next_command_converts_them() {
     assert!(matches!(empty, Err(RecordingError::Empty)), "{empty:?}");
 }
 
+/// The limit is no surprise: the rest is not dropped without a word.
+#[tokio::test]
+async fn what_is_too_long_is_cut_and_said_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.pcm");
+    std::fs::write(&path, vec![0; (MAX_HEARD_SECONDS + 10) * 2 * 8_000]).unwrap();
+    let (told, end) = std::sync::mpsc::channel();
+    let mut pieces = read(&path, Some(8_000), move |e| told.send(e).unwrap()).unwrap();
+    let mut samples = 0;
+    while let Some(piece) = pieces.recv().await {
+        samples += piece.unwrap().len();
+    }
+    assert_eq!(samples, MAX_HEARD_SECONDS * 16_000);
+    let end = end.recv().unwrap();
+    assert!(matches!(end, RecordingError::TooLong), "{end:?}");
+}
+
 #[tokio::test]
 async fn a_file_is_read_as_fast_as_it_is_taken() {
     let dir = tempfile::tempdir().unwrap();

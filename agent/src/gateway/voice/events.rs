@@ -1,11 +1,19 @@
 //! Events of speech as scripts read them; `proto/PROTOCOL.md` documents the keys.
 
 use super::super::mesh::{failed_json, peer_json};
+use super::super::source::ClientError;
 use super::super::view;
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use unamesh_client::speech::{HearEvent, SayEvent, VoiceAt};
+
+/// Engines that detection finds where these commands start them.
+const PIPER: &str = "Piper: `pip install wyoming-piper`, then `python3 -m wyoming_piper --voice \
+                     en_US-lessac-medium --uri tcp://127.0.0.1:10200 --data-dir voices`";
+const WHISPER: &str = "Whisper: `pip install wyoming-faster-whisper`, then `python3 -m \
+                       wyoming_faster_whisper --model base.en --language en --uri \
+                       tcp://127.0.0.1:10300 --data-dir models`";
 
 /// `{"event":"pcm","pcm":"..."}`: the samples in base64, s16le, 24 kHz, mono.
 pub fn spoken(event: &SayEvent) -> Value {
@@ -37,7 +45,7 @@ pub fn spoken(event: &SayEvent) -> Value {
             "lead_ms": view::ms(*lead),
         }),
         SayEvent::Done { samples } => json!({"event": "done", "samples": samples}),
-        SayEvent::Failed(error) => failed_json(error),
+        SayEvent::Failed(error) => failed(error, "speaks", PIPER),
     }
 }
 
@@ -90,11 +98,23 @@ pub fn heard(event: &HearEvent) -> Value {
             })
         }
         HearEvent::Failed { error, partial } => {
-            let mut failed = failed_json(error);
+            let mut failed = failed(error, "transcribes", WHISPER);
             failed["error"]["partial"] = json!(partial);
             failed
         }
     }
+}
+
+/// What failed. Where nobody `does` it at all, how to begin is told.
+fn failed(error: &ClientError, does: &str, engine: &str) -> Value {
+    let mut failed = failed_json(error);
+    if matches!(error, ClientError::NoPeer { near, .. } if near.is_empty()) {
+        failed["error"]["message"] = json!(format!(
+            "no engine on the mesh {does} now. Start one on any of its machines, for example \
+             {engine}; its agent finds it by itself (`unamesh engines` shows what it found)"
+        ));
+    }
+    failed
 }
 
 /// Each voice once, with where it is: by name, then by language.
@@ -120,6 +140,20 @@ pub fn voices(all: &[VoiceAt]) -> Value {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_no_engine_learns_how_to_start_one() {
+        let nobody = |near: &[&str]| {
+            let near = near.iter().map(|n| ((*n).to_owned(), vec!["desk".to_owned()]));
+            let (model, near) = ("any".to_owned(), near.collect());
+            spoken(&SayEvent::Failed(ClientError::NoPeer { model, near }))
+        };
+        let message = nobody(&[])["error"]["message"].to_string();
+        assert!(message.contains("wyoming_piper"), "{message}");
+        assert_eq!(nobody(&[])["error"]["code"], "no_peer");
+        let near = nobody(&["tts-1"])["error"]["message"].to_string();
+        assert!(near.contains("tts-1") && !near.contains("pip"), "{near}");
+    }
 
     #[test]
     fn samples_survive_json() {
