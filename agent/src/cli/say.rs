@@ -28,7 +28,10 @@ pub(super) async fn run(context: &Context, args: SayArgs) -> Result<(), CliError
             ("language", args.language.as_deref().map(Value::from)),
             ("speed", args.speed.map(Value::from)),
             // Who did not ask for a voice does not mind another one.
-            ("other_voice", Some((args.any_voice || args.voice.is_none()).into())),
+            (
+                "other_voice",
+                Some((args.any_voice || args.voice.is_none()).into()),
+            ),
         ],
     );
     let mut saying = Saying {
@@ -74,7 +77,10 @@ fn text(args: &SayArgs) -> Result<String, CliError> {
         _ => words,
     };
     if text.trim().is_empty() {
-        return Err(CliError::new("input", "standard input is empty: nothing to say"));
+        return Err(CliError::new(
+            "input",
+            "standard input is empty: nothing to say",
+        ));
     }
     if text.len() > limits::MAX_SPEECH_TEXT {
         let message = format!(

@@ -154,10 +154,7 @@ impl Listening {
 }
 
 fn take(broken: &Broken) -> Option<CliError> {
-    broken
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take()
+    broken.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// The pieces as a request's body, which breaks off where they do.

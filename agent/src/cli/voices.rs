@@ -32,7 +32,11 @@ pub(super) async fn run(context: &Context, args: &VoicesArgs) -> Result<(), CliE
 
 /// What a voice is looked for by.
 fn words(voice: &Value) -> impl Iterator<Item = &str> {
-    let models = voice.at("peers").items().iter().map(|p| p.at("model").text());
+    let models = voice
+        .at("peers")
+        .items()
+        .iter()
+        .map(|p| p.at("model").text());
     [voice.at("voice").text(), voice.at("language").text()]
         .into_iter()
         .chain(models)

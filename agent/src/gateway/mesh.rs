@@ -245,7 +245,10 @@ async fn generate(State(state): State<GatewayState>, request: Request) -> Reply 
     request.other_model = other_model;
     let events = state.source.generate(request);
     let lines = ndjson(events.map(|event| event_json(&event)));
-    Ok(stream_reply("application/x-ndjson", Body::from_stream(lines)))
+    Ok(stream_reply(
+        "application/x-ndjson",
+        Body::from_stream(lines),
+    ))
 }
 
 /// One JSON object a line.

@@ -174,7 +174,10 @@ struct NoTransport;
 impl Transport for NoTransport {
     fn open(&self, node: NodeId, _: Open) -> BoxFuture<Result<Box<dyn FrameStream>, LinkError>> {
         let reason = "there is no network".to_owned();
-        Box::pin(std::future::ready(Err(LinkError::Unreachable { node, reason })))
+        Box::pin(std::future::ready(Err(LinkError::Unreachable {
+            node,
+            reason,
+        })))
     }
     fn warm(&self, _: &[NodeId]) {}
 }

@@ -185,7 +185,10 @@ impl Microphone {
             SampleFormat::I32 => listen::<i32>(&device, config, queue, &broken),
             SampleFormat::U16 => listen::<u16>(&device, config, queue, &broken),
             SampleFormat::U8 => listen::<u8>(&device, config, queue, &broken),
-            other => Err(unusable("microphone", format!("it gives samples as {other}"))),
+            other => Err(unusable(
+                "microphone",
+                format!("it gives samples as {other}"),
+            )),
         }?;
         stream.play().map_err(|e| unusable("microphone", e))?;
         Ok(Microphone {

@@ -68,9 +68,7 @@ fn pcm_bytes(samples: &[f32], out: &mut Vec<u8>) {
 fn a_wav_that_ends_early_gives_what_it_has() {
     let bytes = wav_of(16_000);
     let (mut recording, mut out) = (Recording::new(None).unwrap(), Vec::new());
-    recording
-        .push(&bytes[..bytes.len() / 2], &mut out)
-        .unwrap();
+    recording.push(&bytes[..bytes.len() / 2], &mut out).unwrap();
     let end = recording.finish(&mut out).unwrap();
     assert!(
         matches!(end, Some(RecordingError::Wav(WavError::Truncated { .. }))),

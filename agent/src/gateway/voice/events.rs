@@ -132,7 +132,8 @@ pub fn voices(all: &[VoiceAt]) -> Value {
             .or_default()
             .push(place);
     }
-    let voice = |((voice, language), peers)| json!({"voice": voice, "language": language, "peers": peers});
+    let voice =
+        |((voice, language), peers)| json!({"voice": voice, "language": language, "peers": peers});
     found.into_iter().map(voice).collect()
 }
 
@@ -144,7 +145,9 @@ mod tests {
     #[test]
     fn who_has_no_engine_learns_how_to_start_one() {
         let nobody = |near: &[&str]| {
-            let near = near.iter().map(|n| ((*n).to_owned(), vec!["desk".to_owned()]));
+            let near = near
+                .iter()
+                .map(|n| ((*n).to_owned(), vec!["desk".to_owned()]));
             let (model, near) = ("any".to_owned(), near.collect());
             spoken(&SayEvent::Failed(ClientError::NoPeer { model, near }))
         };

@@ -70,7 +70,10 @@ pub(super) async fn transcribe(
         half: None,
     };
     let lines = ndjson(exchange.map(|event| events::heard(&event)));
-    Ok(stream_reply("application/x-ndjson", Body::from_stream(lines)))
+    Ok(stream_reply(
+        "application/x-ndjson",
+        Body::from_stream(lines),
+    ))
 }
 
 /// The events of an utterance, whose sound is read as they are.

@@ -44,7 +44,10 @@ async fn speak(State(state): State<GatewayState>, request: Request) -> Reply {
     let body = read_body(request).await?;
     let spoken = state.client.speak(say(&body)?);
     let lines = ndjson(spoken.map(|event| events::spoken(&event)));
-    Ok(stream_reply("application/x-ndjson", Body::from_stream(lines)))
+    Ok(stream_reply(
+        "application/x-ndjson",
+        Body::from_stream(lines),
+    ))
 }
 
 /// As OpenAI's `/v1/audio/speech` has it, with more of our own.
@@ -108,10 +111,15 @@ mod tests {
 
     #[test]
     fn a_body_as_openai_has_it() {
-        let body = br#"{"input":"Hello.","voice":"joe","model":"tts-1","speed":1.2,"cfg_weight":0.5}"#;
+        let body =
+            br#"{"input":"Hello.","voice":"joe","model":"tts-1","speed":1.2,"cfg_weight":0.5}"#;
         let asked = say(body).unwrap();
         assert_eq!(
-            (asked.text.as_str(), asked.voice.as_str(), asked.model.as_str()),
+            (
+                asked.text.as_str(),
+                asked.voice.as_str(),
+                asked.model.as_str()
+            ),
             ("Hello.", "joe", "tts-1")
         );
         assert_eq!(asked.speed_percent, 120);
