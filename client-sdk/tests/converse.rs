@@ -391,6 +391,12 @@ async fn a_voice_that_nobody_has_is_an_error_unless_another_will_do() {
 }
 
 #[test]
+fn a_conversation_moves_between_threads() {
+    fn moves<T: Send + Unpin>() {}
+    moves::<converse::Conversation>();
+}
+
+#[test]
 fn a_time_line_says_nothing_of_what_did_not_happen() {
     let engines = converse::Engines {
         residue: ms(1),

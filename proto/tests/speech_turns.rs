@@ -448,3 +448,25 @@ fn what_came_after_an_utterance_belongs_to_the_next() {
     let (hearing, samples) = (2, (20 + 1160 + 1140 + 20) * 16 - 20_000);
     assert_eq!(effects, [Effect::StartHearing { hearing, samples }]);
 }
+
+#[test]
+fn what_a_recognizer_said_before_the_pause_is_a_guess_too() {
+    let mut talk = Talk::new(Config::default());
+    talk.mic(20);
+    talk.input(Input::Hear(1, Heard::Began { at_ms: 0 }));
+    talk.mic(500);
+    assert_eq!(
+        emits(talk.partial(1, "Hello")),
+        [Output::Partial("Hello".into())]
+    );
+    let effects = talk.mic(160);
+    assert_eq!(effects, []);
+    let effects = talk.input(Input::Hear(1, Heard::Silence(ms(160))));
+    assert!(matches!(
+        effects[..],
+        [Effect::StartThinking { generation: 1, .. }]
+    ));
+    // No more was said than that.
+    let effects = talk.input(Input::Hear(1, Heard::Silence(ms(180))));
+    assert_eq!(effects, []);
+}

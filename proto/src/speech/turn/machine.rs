@@ -18,6 +18,8 @@ pub struct Turns<E> {
     now: Mono,
     history: History,
     ear: Ear,
+    /// What a recognizer that works while it listens understood so far.
+    partial: String,
     generation: Generation,
     answer: Option<Answer>,
     /// What a guess would tell the caller if it were confirmed.
@@ -32,6 +34,7 @@ impl<E> Turns<E> {
             now,
             history: History::new(config.history.clone()),
             ear: Ear::new(now),
+            partial: String::new(),
             generation: 0,
             answer: None,
             held: Vec::new(),
@@ -135,17 +138,18 @@ impl<E> Turns<E> {
                 if self.ear.began(at_ms, self.now) {
                     self.emit(Output::SpeechBegan);
                 }
+                self.partial.clear();
                 self.drop_guess();
             }
             Heard::Silence(silence) => {
                 if self.ear.silent(silence, self.now) >= BARGE_IN {
                     self.barge_in();
                 }
+                self.guess();
             }
             Heard::Partial(text) => {
-                if self.ear.is_paused() && !self.is_answering() {
-                    self.think_of(text.trim(), self.ear.last(self.now));
-                }
+                text.trim().clone_into(&mut self.partial);
+                self.guess();
                 self.emit(Output::Partial(text));
             }
             Heard::Final {
@@ -166,11 +170,20 @@ impl<E> Turns<E> {
         }
     }
 
+    /// In a pause: perhaps that was all.
+    fn guess(&mut self) {
+        if self.ear.is_paused() && !self.is_answering() {
+            let text = std::mem::take(&mut self.partial);
+            self.think_of(&text, self.ear.last(self.now));
+        }
+    }
+
     fn transcribed(&mut self, node: NodeId, text: &str, samples: u64) {
         // What the caller ended was meant; a murmur into an answer was not.
         let meant = self.ear.ended || !self.is_answering();
         let spoken = self.ear.last(self.now);
         self.ear.finished(samples);
+        self.partial.clear();
         if text.is_empty() || !meant {
             self.drop_guess();
             return self.emit(Output::NothingHeard);
