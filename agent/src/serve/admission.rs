@@ -164,6 +164,14 @@ impl Admission {
         }
     }
 
+    /// Puts who holds `place` into the queue anew, as `next`, and seats whoever is first now.
+    fn again(&self, index: u16, place: &Arc<Place>, next: Arc<Place>, held: Option<Duration>) {
+        if let Some(lane) = self.lock().get_mut(usize::from(index)) {
+            lane.wait(next);
+        }
+        self.leave(index, place, held);
+    }
+
     /// How many requests wait before `place`, and how many in all.
     fn ahead(&self, index: u16, place: &Arc<Place>) -> (u32, u32) {
         let lanes = self.lock();
@@ -272,6 +280,18 @@ impl Seat {
         }
         self.since.get_or_insert_with(Instant::now);
         Poll::Ready(())
+    }
+
+    /// Gives the slot to whoever has waited for it longer among those that go on, and waits for
+    /// the next one. If there is nobody, it is this one's again.
+    pub fn again(&mut self) {
+        let held = self.since.take().map(|since| since.elapsed());
+        let next = Arc::new(Place {
+            again: true,
+            ..Place::default()
+        });
+        let place = std::mem::replace(&mut self.place, Arc::clone(&next));
+        self.admission.again(self.index, &place, next, held);
     }
 
     /// How many requests wait before this one, and how many in all.

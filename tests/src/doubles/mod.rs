@@ -6,6 +6,7 @@ pub mod fake_logind;
 pub mod ollama_over_llama;
 pub mod path_double;
 pub mod script_engine;
+pub mod voice_double;
 
 pub use cut_engine::CutEngine;
 pub use engine_double::{EngineDouble, Failure, Script};
@@ -13,3 +14,4 @@ pub use fake_logind::FakeLogind;
 pub use ollama_over_llama::OllamaOverLlama;
 pub use path_double::PathDouble;
 pub use script_engine::ScriptEngine;
+pub use voice_double::{VoiceDouble, VoiceFailure, VoiceScript};

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod listener;
 pub mod peers;
 pub mod tap;
 pub mod twins;
@@ -149,11 +150,19 @@ impl Server {
         engines: &[&EngineDouble],
         config: ServeConfig,
     ) -> Self {
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let engines: Vec<Arc<dyn Engine>> = engines
+        let engines = engines
             .iter()
-            .map(|&e| Arc::new(e.clone()) as Arc<dyn Engine>)
-            .collect();
+            .map(|&e| Arc::new(e.clone()) as Arc<dyn Engine>);
+        Self::with(credentials, engines.collect(), config).await
+    }
+
+    /// Serves engines of any kind.
+    pub async fn with(
+        credentials: Credentials,
+        engines: Vec<Arc<dyn Engine>>,
+        config: ServeConfig,
+    ) -> Self {
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let wanted = engines.len();
         let speeds = SpeedStore::in_memory();
         let registry = Registry::start(engines, false, speeds, tasks.clone(), stop.clone());

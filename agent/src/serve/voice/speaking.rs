@@ -69,6 +69,8 @@ pub(in super::super) struct Speaking {
     announced: bool,
     stage: Stage,
     seat: Option<Seat>,
+    /// The engine was asked for a chunk.
+    begun: bool,
     /// The model is not in memory, as far as is known.
     cold: bool,
     /// Packets that begin before this sample of the stream may go.
@@ -131,6 +133,7 @@ impl Speaking {
             announced: false,
             stage: Stage::Between,
             seat: Some(seat),
+            begun: false,
             held: None,
             quiet: Quiet::new(),
             hang: Hang::default(),
@@ -230,7 +233,10 @@ impl Speaking {
         match &mut self.stage {
             Stage::Ending | Stage::Over => return Poll::Pending,
             // Looked at again after each frame that goes.
-            Stage::Between if self.track.is_ahead() => return Poll::Pending,
+            Stage::Between if self.track.is_ahead() => {
+                self.seat = None;
+                return Poll::Pending;
+            }
             Stage::Between => self.next_chunk(),
             Stage::Waiting(_) => {
                 if let Some(seat) = &mut self.seat {
@@ -270,15 +276,14 @@ impl Speaking {
             self.track.begin(&chunk.range);
             return;
         }
-        if self.seat.is_none() {
-            match self
-                .service
-                .admission()
-                .enter_again(self.picked.engine.index)
-            {
+        let index = self.picked.engine.index;
+        match &mut self.seat {
+            Some(seat) if self.begun => seat.again(),
+            Some(_) => self.begun = true,
+            None => match self.service.admission().enter_again(index) {
                 Ok(seat) => self.seat = Some(seat),
                 Err(error) => return self.failed(error),
-            }
+            },
         }
         self.stage = Stage::Waiting(chunk);
     }
@@ -363,7 +368,6 @@ impl Speaking {
                 .registry()
                 .observe(engine.index, &engine.model.name, sample);
         }
-        self.seat = None;
         self.stage = Stage::Between;
         Ok(())
     }

@@ -67,7 +67,7 @@ pub(in super::super) async fn speak(
                     () = service.leaving().stopped() => return client.reset(ErrorCode::Draining),
                 };
                 match written {
-                    Ok(()) if last => return delivered(service, client).await,
+                    Ok(()) if last => return delivered(client).await,
                     Ok(()) => batch.clear(),
                     Err(Gone::Stalled) => return client.reset(ErrorCode::Limit),
                     Err(_) => return client.cancel(),
@@ -89,13 +89,10 @@ pub(in super::super) async fn speak(
     }
 }
 
-/// Waits until the end has arrived, or is of no use any more.
-async fn delivered(service: &Service, mut client: Client) {
+/// Waits until the end has arrived, or is of no use any more. An agent that stops does too.
+async fn delivered(mut client: Client) {
     client.finish();
-    tokio::select! {
-        _ = tokio::time::timeout(timeouts::FINISHED_GRACE, client.gone()) => {}
-        () = service.leaving().stopped() => {}
-    }
+    drop(tokio::time::timeout(timeouts::FINISHED_GRACE, client.gone()).await);
 }
 
 /// Takes what `speaking` has ready. Pending while there is nothing; true with the last frame.
