@@ -185,6 +185,9 @@ pub const JITTER_MAX: Duration = Duration::from_millis(120);
 /// How far ahead of the ear a speaking agent may be: it outlasts any failover, and a minute of
 /// talk is not made in vain at a barge-in.
 pub const SPEECH_LEAD: Duration = Duration::from_secs(10);
+/// The least lead: the packet that is held back, a round trip for the next grant, and some sound
+/// beside.
+pub const SPEECH_LEAD_MIN: Duration = Duration::from_millis(200);
 /// The lead is granted anew in steps of at least this, so that few records carry it.
 pub const GRANT_STEP: Duration = Duration::from_millis(500);
 /// Sound this close to the ear counts as played: the device may hold it already.

@@ -22,4 +22,4 @@ pub mod wav;
 
 #[cfg(test)]
 #[allow(missing_docs)]
-mod signal;
+pub(crate) mod signal;

@@ -218,6 +218,7 @@ impl Hearing {
     fn refuse(&mut self, error: WireError) {
         self.encoder = None;
         self.machine.handle(Input::Cancel, clock::mono());
+        while self.machine.poll().is_some() {}
         self.outside = Outside::new(self.id, self.shared.table.clone());
         self.events.push_back(HearEvent::Failed {
             error: ClientError::from(error),

@@ -4,17 +4,18 @@
 //! has to go on where the old one ends: no word lost, none said twice, no click. A second
 //! synthesis of the same text is not the same sound: engines draw the length of every sound by
 //! chance (Piper: a tenth either way), another voice has a pace of its own. So the place is found
-//! in two steps:
+//! in up to three steps:
 //!
-//! 1. **By the course of the speech.** The last [`TAIL`] of the old sound and the new sound around
-//!    the expected place are described each 10 ms (how loud it is; how bright, in two bands) and
-//!    aligned by dynamic time warping: each instant of the old gets its partner in the new. The
-//!    beginning and the end are free within [`reach`].
-//! 2. **By the wave.** If the last quarter of a second before the old end is there in the new
-//!    sound near its partner (normalized cross-correlation of at least [`ALIKE`]; a voice that
-//!    computes the same again), it goes on at exactly that sample. Otherwise they part at a pause:
-//!    where both are quietest within what was not played yet, and there at the offset of a few
-//!    milliseconds at which the waves agree most.
+//! 1. **By the wave.** If the last quarter of a second before the old end is there in the new
+//!    sound near the expected place (normalized cross-correlation of at least [`ALIKE`]: a voice
+//!    that computes the same again), it goes on at exactly that sample.
+//! 2. **By the course of the speech.** Else the last [`TAIL`] of the old sound and the new sound
+//!    around the expected place are described each 10 ms (how loud it is; how bright, in two
+//!    bands) and aligned by dynamic time warping: each instant of the old gets its partner in the
+//!    new. The beginning and the end are free within [`reach`]. The wave is looked for once more
+//!    near the partner of the old end.
+//! 3. **At a pause.** Else they part where both are quietest within what was not played yet, and
+//!    there at the offset of a few milliseconds at which the waves agree most.
 //!
 //! The crossfade keeps the loudness constant for whatever likeness: equal sounds are blended with
 //! equal gain (and stay what they are), unlike ones with equal power.
@@ -29,16 +30,16 @@ pub(super) const TAIL: usize = 72_000;
 const HOP: usize = 240;
 /// What is compared as a wave: 250 ms.
 const WAVE: usize = 6000;
-/// So far from the partner the wave is looked for: 200 ms.
-const WAVE_REACH: usize = 4800;
+/// So far from the expected place, or the partner, the wave is looked for: 210 ms.
+const WAVE_REACH: usize = 5040;
 /// A wave that correlates this well is the same.
 const ALIKE: f32 = 0.7;
 /// At a pause the waves may move against each other by this: 8 ms, a deep voice's period.
 const PAUSE_REACH: usize = 192;
 /// What is compared there: 20 ms.
 const PAUSE_WAVE: usize = 480;
-/// The wave is first looked for at every fourth sample.
-const COARSE: usize = 4;
+/// The wave is first looked for at every eighth sample: its lowest 1,500 Hz.
+const COARSE: usize = 8;
 /// Quieter than this beside the loudest is silence: 50 dB.
 const FLOOR: f32 = 1e-5;
 /// What a step that is no diagonal costs, in the distance of descriptions.
@@ -64,6 +65,9 @@ pub(super) fn reach(expected: usize) -> usize {
 /// Where `new`, a chunk from its beginning, is at the place where `old` ends, which begins
 /// `skipped` samples into the chunk. `old` cannot be changed before `free`.
 pub(super) fn find(old: &[f32], skipped: usize, free: usize, new: &[f32]) -> Place {
+    if let Some(place) = same_wave(old, new, skipped + old.len()) {
+        return place;
+    }
     let before = old.len().saturating_sub(TAIL);
     let tail = &old[before..];
     let partners = align(tail, skipped + before, new);
@@ -71,11 +75,12 @@ pub(super) fn find(old: &[f32], skipped: usize, free: usize, new: &[f32]) -> Pla
         Some((_, partner)) => partner + HOP + tail.len() % HOP,
         None => skipped + old.len(),
     };
-    if let Some(place) = same_wave(old, new, end.min(new.len())) {
+    let end = end.min(new.len());
+    if let Some(place) = same_wave(old, new, end) {
         return place;
     }
-    let (at, partner) = pause(tail, new, &partners, free.saturating_sub(before))
-        .unwrap_or((tail.len(), end.min(new.len())));
+    let (at, partner) =
+        pause(tail, new, &partners, free.saturating_sub(before)).unwrap_or((tail.len(), end));
     let at = before + at;
     let (partner, alike) = nudge(&old[..at], new, partner);
     Place {

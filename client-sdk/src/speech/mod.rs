@@ -19,7 +19,7 @@ pub use speaking::{Say, SayEvent, Speech};
 
 use crate::client::{ClientError, MeshClient, PeerRef};
 use crate::memory::Shared;
-use unamesh_proto::rank::{distance, near_models, same_name};
+use unamesh_proto::rank::{distance, near_models};
 use unamesh_proto::session::Reason;
 use unamesh_proto::speech::Failure;
 use unamesh_proto::table::{Liveness, Peer};
@@ -130,8 +130,12 @@ fn nobody(shared: &Shared, kind: ModelKind, model: &str) -> ClientError {
         (true, ModelKind::Tts) => "any that speaks".to_owned(),
         (true, _) => "any that transcribes".to_owned(),
     };
-    let known =
-        |p: &std::sync::Arc<Peer>| p.advert.models.iter().any(|m| same_name(&m.name, &model));
+    let known = |p: &std::sync::Arc<Peer>| {
+        p.advert
+            .models
+            .iter()
+            .any(|m| m.name.eq_ignore_ascii_case(&model))
+    };
     match near.is_empty() || snapshot.peers.iter().any(known) {
         true => ClientError::NoPeer { model, near },
         false => ClientError::UnknownModel { model, near },

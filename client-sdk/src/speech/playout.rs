@@ -16,8 +16,9 @@ use unamesh_proto::speech::speak::{PACKET, SAMPLES_PER_MS};
 
 /// What was taken is kept for this long, to be compared with what another peer makes of it.
 const HISTORY: usize = joint::TAIL;
-/// With less than this left to play a joint is made of what there is.
-const HURRY: u64 = 60 * SAMPLES_PER_MS;
+/// With less than this left to play a joint is made of what there is, while there is time to
+/// find its place.
+const HURRY: u64 = 200 * SAMPLES_PER_MS;
 
 /// See the module's documentation.
 #[derive(Default)]

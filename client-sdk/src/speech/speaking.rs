@@ -22,7 +22,7 @@ use unamesh_proto::NodeId;
 use unamesh_proto::rank::speech::SpeechNeed;
 use unamesh_proto::speech::speak::{Config, Effect, Input, Output, Speak, Speaker};
 use unamesh_proto::table::Snapshot;
-use unamesh_proto::timeouts::SPEECH_LEAD;
+use unamesh_proto::timeouts::{SPEECH_LEAD, SPEECH_LEAD_MIN};
 use unamesh_proto::wire::{ModelKind, Phase, SpeakFrame, SpeakRequest};
 
 /// Frames that are taken in before sound that is there is given out: half a second of speech, so
@@ -50,6 +50,7 @@ pub struct Say {
     /// Another voice may speak (on) if no peer has this one.
     pub other_voice: bool,
     /// How far ahead of the ear peers may be: that much is kept here, and outlasts a failover.
+    /// At least [`SPEECH_LEAD_MIN`].
     pub lead: Duration,
 }
 
@@ -148,7 +149,7 @@ impl Speech {
         let config = Config {
             text: say.text.clone(),
             other_voice: say.other_voice,
-            lead: say.lead,
+            lead: say.lead.max(SPEECH_LEAD_MIN),
             silence: shared.begin(),
         };
         let id = RequestId::random();
@@ -171,6 +172,7 @@ impl Speech {
             Ok(()) => speech.perform(),
             Err(error) => {
                 speech.machine.handle(Input::Cancel, clock::mono());
+                while speech.machine.poll().is_some() {}
                 speech.outcome = Some(Err(ClientError::from(error)));
             }
         }
@@ -419,10 +421,9 @@ impl Speech {
     }
 
     fn next_sound(&mut self) -> Option<Vec<i16>> {
-        if self.playout.is_dry() {
-            self.join(true);
-            self.perform();
-        }
+        // The ear has come nearer to a joint.
+        self.join(self.playout.is_dry());
+        self.perform();
         let pcm = self.playout.take()?;
         self.input(Input::Played(self.playout.taken()));
         Some(pcm)

@@ -13,7 +13,7 @@
 
 use super::offer::{Offer, Refusal, offer, usable};
 use super::words::rejections;
-use super::{Candidate, Key, Need, Ranking, Rejected, best_first, same_name, stays};
+use super::{Candidate, Key, Need, Ranking, Rejected, best_first, stays};
 use crate::ids::NodeId;
 use crate::speech::speak::Speaker;
 use crate::table::{Peer, Snapshot};
@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 /// Who is to speak.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SpeechNeed<'a> {
-    /// The model's name; empty = any that speaks.
+    /// The model's name, in any case; empty = any that speaks.
     pub model: &'a str,
     /// The voice's name, in any case; a mix names its parts with `+`. Empty = any.
     pub voice: &'a str,
@@ -160,7 +160,7 @@ fn by_engine<'a>(
     let models = peer.advert.models.iter();
     for model in models.filter(|m| match name.is_empty() {
         true => m.kind == kind,
-        false => same_name(&m.name, name),
+        false => m.name.eq_ignore_ascii_case(name),
     }) {
         let need = Need {
             model: name,
@@ -202,7 +202,7 @@ fn fit<'a>(found: &Found<'a>, need: &SpeechNeed<'a>) -> Fit<'a> {
     let (voice, same, fits, unsure) = if need.voice.is_empty() {
         let like = need
             .like
-            .is_none_or(|m| same_name(&found.offer.model.name, m));
+            .is_none_or(|m| found.offer.model.name.eq_ignore_ascii_case(m));
         let any = need.language.is_empty() || unlisted;
         let voice = of_language.filter(|_| !any).unwrap_or_default();
         (voice, like, like && (any || of_language.is_some()), false)

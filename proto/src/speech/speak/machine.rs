@@ -302,11 +302,13 @@ impl Speak {
     /// stalled.
     fn grant(&mut self) {
         let (now, played) = (self.crew.now, self.timeline.played);
+        // Half of a short lead: the other half is played meanwhile.
+        let step = samples(GRANT_STEP.min(self.config.lead / 2));
         for at in 0..self.crew.members.len() {
             let allowed = self.allowed(self.crew.members[at].work.base);
             let member = &mut self.crew.members[at];
             let work = &mut member.work;
-            if allowed >= work.granted.saturating_add(samples(GRANT_STEP)) {
+            if allowed >= work.granted.saturating_add(step) {
                 work.granted = allowed;
                 let heard = i64::try_from(played).unwrap_or(i64::MAX);
                 let heard = u64::try_from(heard.saturating_sub(work.base)).unwrap_or(0);

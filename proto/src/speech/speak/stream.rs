@@ -73,7 +73,8 @@ impl Stream {
         }
         self.pre_skip = accepted.pre_skip;
         self.voice = accepted.voice;
-        self.same = accepted.same_voice;
+        // One that was asked for no voice calls whatever it has the same.
+        self.same &= accepted.same_voice;
         Ok(())
     }
 
