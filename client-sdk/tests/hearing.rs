@@ -1,4 +1,4 @@
-//! Utterances that are transcribed, over doubles: every frame counts, whoever hears it.
+//! Utterances that are transcribed, over doubles and on a paused clock: every frame counts, whoever hears it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(
     clippy::disallowed_methods,
@@ -29,7 +29,7 @@ struct Told {
     by: String,
 }
 
-/// Speaks into it, 100 times as fast as life, with `at` told each piece's number.
+/// Speaks into it, with `at` told each piece's number.
 async fn transcribe(mut hearing: Hearing, mut at: impl FnMut(usize)) -> Told {
     let sound = sound();
     let mut pieces = sound.chunks(160).enumerate();
@@ -49,7 +49,7 @@ async fn transcribe(mut hearing: Hearing, mut at: impl FnMut(usize)) -> Told {
                 HearEvent::Failed { error, .. } => panic!("{error}"),
                 _ => {}
             },
-            () = tokio::time::sleep(Duration::from_micros(100)) => match pieces.next() {
+            () = tokio::time::sleep(Duration::from_millis(10)) => match pieces.next() {
                 Some((n, piece)) => {
                     at(n);
                     hearing.push(piece);
@@ -67,7 +67,7 @@ fn hear() -> Hear {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_transcript_is_of_every_frame() {
     let home = Home::new(&[Agent::default()]);
     let told = transcribe(home.client.transcribe(hear()), |_| {}).await;
@@ -81,7 +81,7 @@ async fn the_transcript_is_of_every_frame() {
 }
 
 /// The final transcript equals the undisturbed one, whatever befalls whom.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test(start_paused = true)]
 async fn no_failure_changes_the_transcript() {
     let home = Home::new(&[Agent::default()]);
     let undisturbed = transcribe(home.client.transcribe(hear()), |_| {})
@@ -123,7 +123,7 @@ async fn no_failure_changes_the_transcript() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_heard_is_told() {
     let home = Home::new(&[Agent::default()]);
     let mut hearing = home.client.transcribe(hear());

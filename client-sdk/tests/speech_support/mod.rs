@@ -10,8 +10,9 @@ pub mod voices;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use unamesh_client::client::MeshClient;
 use unamesh_client::clock;
 use unamesh_client::transport::{
@@ -118,7 +119,8 @@ impl Doubles {
 
 impl Transport for Doubles {
     fn open(&self, _: NodeId, _: Open) -> BoxFuture<Result<Box<dyn FrameStream>, LinkError>> {
-        unimplemented!("these speak and listen only")
+        let error = LinkError::Lost("these speak and listen only".into());
+        Box::pin(std::future::ready(Err(error)))
     }
 
     fn speak(
