@@ -10,7 +10,7 @@ use clap_complete::Shell;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use voice::{SayArgs, TranscribeArgs, VoicesArgs};
+pub use voice::{SayArgs, TalkArgs, TranscribeArgs, VoicesArgs};
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -76,6 +76,8 @@ pub enum Command {
     Say(SayArgs),
     /// Write down what is said in a recording
     Transcribe(TranscribeArgs),
+    /// Talk with a model: with the microphone, or with recordings
+    Talk(TalkArgs),
     /// List who can speak, and where
     Voices(VoicesArgs),
     /// Show which machine a request for a model would go to, and why

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, HeaderValue};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -16,6 +17,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Error as WsError;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use unamesh_client::identity::Credentials;
 use unamesh_proto::limits;
 use unamesh_proto::wire::Role;
@@ -29,6 +33,9 @@ const ANSWER: Duration = Duration::from_secs(30);
 
 /// What a request carries; an error in it breaks the request off.
 pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// A WebSocket to the agent.
+pub type SocketStream = WebSocketStream<TcpStream>;
 
 /// The running agent.
 pub struct Local {
@@ -115,6 +122,30 @@ impl Local {
     pub async fn follow(&self, path: &str) -> Result<Lines, CliError> {
         let (response, connection) = self.send(Method::GET, path, json_body(None)).await?;
         Ok(Lines::of(response, connection))
+    }
+
+    /// `GET /unamesh/v1/{path}` as a WebSocket.
+    ///
+    /// # Errors
+    /// The agent does not answer, or refuses.
+    pub async fn socket(&self, path: &str) -> Result<SocketStream, CliError> {
+        let url = format!("ws://{}/unamesh/v1/{path}", self.addr);
+        let bearer = format!("Bearer {}", self.token.reveal());
+        let request = url.into_client_request().and_then(|mut request| {
+            let bearer = HeaderValue::from_str(&bearer)?;
+            request.headers_mut().insert(AUTHORIZATION, bearer);
+            Ok(request)
+        });
+        let request = request.map_err(|e| CliError::new("request", e.to_string()))?;
+        let stream = self.connect().await?;
+        match tokio_tungstenite::client_async(request, stream).await {
+            Ok((socket, _)) => Ok(socket),
+            Err(WsError::Http(refused)) => Err(self.refused(
+                refused.status().as_u16(),
+                refused.body().as_deref().unwrap_or_default(),
+            )),
+            Err(e) => Err(self.silent(&e.to_string())),
+        }
     }
 
     async fn answer(

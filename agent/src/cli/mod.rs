@@ -3,9 +3,9 @@
 //! - [`args`]: what can be typed; [`context`]: what every command needs to know.
 //! - [`local`]: asks the running agent over its mesh API; [`mesh`]: that, or the mesh itself
 //!   on a machine that is only a client.
-//!   `voice`: the same of speech; [`sound`]: recordings, files and devices.
+//!   `voice`, `talking`: the same of speech; [`sound`]: recordings, files and devices.
 //! - [`output`], [`text`]: tables and colours on a terminal, plain columns in a pipe, one
-//!   JSON object with `--json`.
+//!   JSON object with `--json`; `live`: a line that changes; [`chart`]: bars on a time axis.
 //! - [`error`]: what went wrong, and the command to type next.
 //!
 //! Most commands are clients of the agent that runs on this machine: they know nothing of
@@ -14,6 +14,7 @@
 
 pub mod args;
 mod bench;
+pub mod chart;
 mod chat;
 mod completions;
 pub mod context;
@@ -38,6 +39,8 @@ mod ping;
 mod say;
 pub mod sound;
 mod status;
+mod talk;
+mod talking;
 pub mod text;
 mod transcribe;
 mod up;
@@ -89,6 +92,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Chat(args) => client(chat::run(context, args)),
         Command::Say(args) => client(say::run(context, args)),
         Command::Transcribe(args) => client(transcribe::run(context, args)),
+        Command::Talk(args) => client(talk::run(context, args)),
         Command::Voices(args) => client(voices::run(context, &args)),
         Command::Invite(args) => client(invite::run(context, &args)),
         Command::Events => client(events::run(context)),

@@ -7,6 +7,7 @@ use super::error::CliError;
 use super::live::Live;
 use super::mesh::Mesh;
 use super::output::{DIM, printable};
+use super::sound::device::Speaker;
 use super::sound::output::{Output, free_name};
 use super::sound::spoken;
 use super::text::{Read, ms};
@@ -97,8 +98,7 @@ enum Sink {
     File(Output),
     /// The same; nobody named the file, but there is no speaker for this reason.
     Chosen(Output, String),
-    #[cfg(feature = "sound")]
-    Speaker(Box<super::sound::device::Speaker>),
+    Speaker(Box<Speaker>),
     /// Into the events of `--json`.
     Events,
 }
@@ -116,28 +116,20 @@ impl Sink {
         }
     }
 
-    #[cfg(feature = "sound")]
+    /// The speaker; where there is none a file.
     fn speaker() -> Result<Self, CliError> {
-        match super::sound::device::Speaker::open() {
+        match Speaker::open() {
             Ok(speaker) => Ok(Sink::Speaker(Box::new(speaker))),
-            Err(error) => Sink::chosen(error.message),
+            Err(error) => {
+                let file = free_name(Path::new(""), "say");
+                Ok(Sink::Chosen(Output::new(&file, None)?, error.message))
+            }
         }
-    }
-
-    #[cfg(not(feature = "sound"))]
-    fn speaker() -> Result<Self, CliError> {
-        Sink::chosen("this build plays nothing (a build with `--features sound` does)".to_owned())
-    }
-
-    fn chosen(reason: String) -> Result<Self, CliError> {
-        let file = free_name(Path::new(""), "say");
-        Ok(Sink::Chosen(Output::new(&file, None)?, reason))
     }
 
     async fn push(&mut self, pcm: &[i16]) -> Result<(), CliError> {
         match self {
             Sink::File(output) | Sink::Chosen(output, _) => output.push(pcm),
-            #[cfg(feature = "sound")]
             Sink::Speaker(speaker) => speaker.push(pcm).await,
             Sink::Events => Ok(()),
         }
@@ -146,7 +138,6 @@ impl Sink {
     async fn finish(&mut self) -> Result<(), CliError> {
         match self {
             Sink::File(output) | Sink::Chosen(output, _) => output.finish(),
-            #[cfg(feature = "sound")]
             Sink::Speaker(speaker) => speaker.finish().await,
             Sink::Events => Ok(()),
         }

@@ -57,6 +57,43 @@ pub struct TranscribeArgs {
     pub times: bool,
 }
 
+/// `unamesh talk`.
+#[derive(Clone, Debug, Args)]
+pub struct TalkArgs {
+    /// Recordings of what you say, a turn each; `-` = standard input [default: the
+    /// microphone, and what is typed]
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub inputs: Vec<PathBuf>,
+    /// Write the answers, FILE, FILE-2, ...; `-` = a WAV on standard output
+    /// [default: play them; in a build without the speaker answer.wav]
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// The recordings come as a microphone's sound does, in real time: a pause ends an utterance
+    #[arg(long, requires = "inputs")]
+    pub live: bool,
+    /// The recordings are raw PCM, 16 bits little-endian, mono, at this rate
+    #[arg(long, value_name = "RATE", num_args = 0..=1, require_equals = true, default_missing_value = "16000")]
+    pub raw: Option<u32>,
+    /// The language model [default: the first that is loaded]
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// What the model is told before
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// End an answer after so many tokens
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+    /// Who is to speak: `unamesh voices` lists all
+    #[arg(long, value_name = "VOICE")]
+    pub voice: Option<String>,
+    /// The language that is spoken, such as de [default: the engines find out]
+    #[arg(long, value_name = "LANGUAGE")]
+    pub language: Option<String>,
+    /// Show when each stage of a turn worked
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
 /// `unamesh voices`.
 #[derive(Clone, Debug, Args)]
 pub struct VoicesArgs {

@@ -1,10 +1,12 @@
 //! Sound at the command line's edges: recordings in, files and devices out.
 //!
 //! - [`recording`]: WAV of any rate, Ogg/Opus and raw PCM as 16 kHz mono; read in a thread.
+//! - [`answers`]: a conversation into files, a stream or the speaker.
 //! - [`output`]: speech into a WAV, Ogg/Opus or raw PCM, as a file or on standard output.
-//! - `device` (feature `sound`): speaker and microphone.
+//! - [`device`]: speaker and microphone, in a build with the feature `sound`.
 
-#[cfg(feature = "sound")]
+pub mod answers;
+#[cfg_attr(not(feature = "sound"), path = "no_device.rs")]
 pub mod device;
 pub mod output;
 pub mod recording;

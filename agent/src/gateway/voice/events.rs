@@ -6,6 +6,8 @@ use super::super::view;
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::time::Duration;
+use unamesh_client::converse::{Stage, Timeline, TurnEvent};
 use unamesh_client::speech::{HearEvent, SayEvent, VoiceAt};
 
 /// Engines that detection finds where these commands start them.
@@ -103,6 +105,86 @@ pub fn heard(event: &HearEvent) -> Value {
             failed
         }
     }
+}
+
+/// What happens in a conversation. Its sound is no JSON: `Pcm` is empty here.
+pub fn turn(event: &TurnEvent) -> Value {
+    match event {
+        TurnEvent::Ready => json!({"event": "ready"}),
+        TurnEvent::SpeechBegan => json!({"event": "began"}),
+        TurnEvent::Partial { text } => json!({"event": "partial", "text": text}),
+        TurnEvent::NothingHeard => json!({"event": "nothing_heard"}),
+        TurnEvent::Heard { text, peer } => {
+            json!({"event": "heard", "text": text, "peer": peer_json(peer)})
+        }
+        TurnEvent::Thinking { peer } => json!({"event": "thinking", "peer": peer_json(peer)}),
+        TurnEvent::Text { text } => json!({"event": "text", "text": text}),
+        TurnEvent::Speaking { peer, voice } => {
+            json!({"event": "speaking", "peer": peer_json(peer), "voice": voice})
+        }
+        TurnEvent::Pcm(_) => json!({"event": "pcm"}),
+        TurnEvent::PeerChanged {
+            stage,
+            from,
+            to,
+            same_voice,
+            reason,
+            gap,
+        } => json!({
+            "event": "peer_changed",
+            "stage": stage,
+            "from": peer_json(from),
+            "to": peer_json(to),
+            "same_voice": same_voice,
+            "reason": reason,
+            "gap_ms": view::ms(*gap),
+        }),
+        TurnEvent::TurnDone {
+            heard,
+            answer,
+            played,
+            timeline,
+        } => json!({
+            "event": "turn_done",
+            "heard": heard,
+            "answer": answer,
+            "played": played,
+            "timeline": timeline_json(timeline),
+        }),
+        TurnEvent::BargedIn { played, timeline } => {
+            json!({"event": "barged_in", "played": played, "timeline": timeline_json(timeline)})
+        }
+        TurnEvent::Failed {
+            stage,
+            error,
+            partial,
+        } => {
+            let mut failed = match stage {
+                Stage::Hear => failed(error, "transcribes", WHISPER),
+                Stage::Think => failed_json(error),
+                Stage::Speak => failed(error, "speaks", PIPER),
+            };
+            failed["stage"] = json!(stage);
+            failed["error"]["partial"] = json!(partial);
+            failed
+        }
+    }
+}
+
+/// Milliseconds from the user's last speech sample; `null` for what was not.
+pub fn timeline_json(line: &Timeline) -> Value {
+    let at = |moment: Option<Duration>| moment.map(view::ms);
+    json!({
+        "transcript_ms": at(line.transcript),
+        "thinking_ms": at(line.thinking),
+        "confirmed_ms": at(line.confirmed),
+        "first_token_ms": at(line.first_token),
+        "first_piece_ms": at(line.first_piece),
+        "first_audio_ms": at(line.first_audio),
+        "thought_ms": at(line.thought),
+        "end_ms": at(line.end),
+        "overlaps": line.overlaps().collect::<Vec<_>>(),
+    })
 }
 
 /// What failed. Where nobody `does` it at all, how to begin is told.

@@ -3,12 +3,14 @@
 //! - `POST speak`: a text in JSON; its sound as NDJSON events ([`events`]).
 //! - `POST transcribe`: raw PCM in while events come out ([`hear`]).
 //! - `GET voices`: who can speak.
+//! - `GET converse`: a conversation over a WebSocket ([`talk`]).
 //!
 //! Audio at this edge is mono, 16 bits, little-endian: 24 kHz down, 16 kHz up. A caller that goes
 //! away ends the work: its stream is dropped, and with it the engine's request.
 
 pub mod events;
 pub mod hear;
+pub mod talk;
 
 use super::GatewayState;
 use super::error::ApiError;
@@ -32,6 +34,7 @@ pub fn routes() -> Router<GatewayState> {
         .route("/voices", get(voices))
         .route("/speak", post(speak))
         .route("/transcribe", post(hear::transcribe))
+        .route("/converse", get(talk::converse))
 }
 
 async fn voices(State(state): State<GatewayState>) -> Reply {
