@@ -55,7 +55,7 @@ impl Out {
 
     /// As in a pipe.
     #[cfg(test)]
-    pub(super) fn piped() -> Self {
+    pub(crate) fn piped() -> Self {
         Out {
             json: false,
             plain: true,

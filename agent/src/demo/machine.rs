@@ -1,9 +1,8 @@
 //! One agent of a demo: a process of this program.
 
 use super::DemoError;
-use super::engines::Engines;
 use super::home::Home;
-use crate::config::{Config, EnginesConfig, GatewayConfig, MeshConfig};
+use crate::config::{Config, EngineConfig, EnginesConfig, GatewayConfig, MeshConfig};
 use crate::engine::http::Http;
 use crate::state::{AdminToken, AgentInfo, StateDir};
 use serde_json::Value;
@@ -29,25 +28,26 @@ pub struct Machine {
     child: Option<Child>,
     /// The epoch in which it was killed: adverts up to this one are those of a dead process.
     pub gone: u64,
+    /// How many engines it has.
+    pub engines: usize,
 }
 
 impl Machine {
-    /// Its directory and configuration.
+    /// Its directory and configuration, with the engines that fit into the directory.
     pub fn prepare(
         home: &Home,
         name: &'static str,
-        engines: Option<&Engines>,
+        engines: impl FnOnce(&Path) -> Result<Vec<EngineConfig>, DemoError>,
     ) -> Result<Machine, DemoError> {
         let dir = home.member(name)?;
+        let engine = engines(&dir)?;
         let machine = Machine {
             name,
             dir,
             child: None,
             gone: 0,
+            engines: engine.len(),
         };
-        let entry = engines
-            .map(|engines| engines.entry(&machine.pid_file()))
-            .transpose()?;
         let config = Config {
             name: name.to_owned(),
             gateway: GatewayConfig {
@@ -61,7 +61,7 @@ impl Machine {
                 ..MeshConfig::default()
             },
             engines: EnginesConfig { detect: false },
-            engine: entry.into_iter().collect(),
+            engine,
             ..Config::default()
         };
         let path = machine.config();
@@ -77,10 +77,6 @@ impl Machine {
     /// Its configuration file.
     pub fn config(&self) -> PathBuf {
         self.dir.join("config.toml")
-    }
-
-    fn pid_file(&self) -> PathBuf {
-        self.dir.join("engine.pid")
     }
 
     fn log(&self) -> PathBuf {
@@ -240,16 +236,27 @@ impl Machine {
         Http::with_idle(&url, Some(token.reveal()), 0).ok()
     }
 
-    /// Kills it with SIGKILL, and its engine if it is the demo's own.
+    /// Kills it with SIGKILL, and the engines that are the demo's own.
     pub fn kill(&mut self) {
-        let engine = std::fs::read_to_string(self.pid_file()).ok();
         self.signal(Signal::Kill);
-        if let Some(pid) = engine.and_then(|text| text.trim().parse().ok()) {
-            send(pid, Signal::Kill);
+        for file in self.pid_files() {
+            let pid = std::fs::read_to_string(&file).ok();
+            if let Some(pid) = pid.and_then(|text| text.trim().parse().ok()) {
+                send(pid, Signal::Kill);
+            }
+            let _ = std::fs::remove_file(file);
         }
-        let _ = std::fs::remove_file(self.pid_file());
         // Dropping the handle has the runtime reap the process.
         self.child = None;
+    }
+
+    /// Where its engines wrote their process ids.
+    fn pid_files(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.dir).into_iter().flatten();
+        let paths = entries.flatten().map(|entry| entry.path());
+        paths
+            .filter(|path| path.extension().is_some_and(|e| e == "pid"))
+            .collect()
     }
 
     fn signal(&self, signal: Signal) {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use unamesh_client::client::{ClientConfig, MeshClient};
 use unamesh_proto::table::Liveness;
 use unamesh_proto::timeouts::{LOAD_MAX, SHUTDOWN};
-use unamesh_proto::wire::{Advert, Health};
+use unamesh_proto::wire::{Advert, EngineAdvert, Health};
 
 /// Their names in the tables.
 const NAMES: [&str; 3] = ["desk", "laptop", "tower"];
@@ -35,10 +35,11 @@ impl Mesh {
     /// Makes the mesh and waits until everybody knows everybody and the engines answer.
     pub async fn start(home: &Home, engines: Engines, show: &Show) -> Result<Mesh, DemoError> {
         let mut machines = Vec::new();
-        for name in NAMES {
-            machines.push(Machine::prepare(home, name, Some(&engines))?);
+        for (at, name) in NAMES.into_iter().enumerate() {
+            let machine = Machine::prepare(home, name, |dir| engines.entries(at, dir));
+            machines.push(machine?);
         }
-        let guest = Machine::prepare(home, CLIENT, None)?;
+        let guest = Machine::prepare(home, CLIENT, |_| Ok(Vec::new()))?;
         show.step("starting three agents")?;
         let [desk, others @ ..] = machines.as_mut_slice() else {
             return Err(nobody());
@@ -88,7 +89,7 @@ impl Mesh {
         }
     }
 
-    /// Kills the agent `name` with SIGKILL, and its engine if it is the demo's own.
+    /// Kills the agent `name` with SIGKILL, and those of its engines that are the demo's own.
     pub fn kill(&mut self, name: &str) {
         let table = self.client.peers();
         if let Some(machine) = self.machines.iter_mut().find(|m| m.name == name) {
@@ -124,10 +125,11 @@ impl Mesh {
                         peer.liveness == Liveness::Alive
                             && peer.advert.epoch > machine.gone
                             && serves(&peer.advert, model)
+                            && healthy(&peer.advert) >= machine.engines
                     })
             })
         });
-        let what = || format!("all agents offer {model:?}");
+        let what = || format!("all engines answer, {model:?} among them");
         within(LOAD_MAX, what, async { Ok(ready.await.is_ok()) })
             .await
             .map(drop)
@@ -175,6 +177,12 @@ impl Mesh {
         // What does not end in time is killed by the drop.
         let _ = tokio::time::timeout(SHUTDOWN * 2, ended).await;
     }
+}
+
+/// How many of its engines answer.
+fn healthy(advert: &Advert) -> usize {
+    let ok = |e: &&EngineAdvert| e.health == Health::Ok;
+    advert.engines.iter().filter(ok).count()
 }
 
 /// Whether one of its engines can answer for `model` now.

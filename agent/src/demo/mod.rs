@@ -11,6 +11,7 @@
 //! - [`machine`]: an agent as a process; [`mesh`]: all of them: start, wait until they know each
 //!   other, kill, restart.
 //! - [`ask`]: one question, with a kill at a given token, and what came of it.
+//! - [`voice`]: the same of a spoken turn: a question and its answer as sound.
 //! - [`verdict`]: counts tokens, compares with an uninterrupted run, makes the report.
 //! - [`show`]: what people see.
 
@@ -21,15 +22,17 @@ mod machine;
 mod mesh;
 mod show;
 mod verdict;
+mod voice;
 
 use crate::cli::error::CliError;
 use crate::cli::output::Out;
 use crate::starter::StarterError;
 use ask::{Asker, Kill};
-use clap::Args;
+use clap::{Args, ValueHint};
 use engines::Engines;
 use home::Home;
 use mesh::Mesh;
+use serde_json::Value;
 use show::Show;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -54,6 +57,13 @@ pub struct DemoArgs {
     /// Length of an answer in tokens, at most
     #[arg(long, value_name = "N", default_value_t = 96, value_parser = clap::value_parser!(u32).range(16..=1024))]
     pub max_tokens: u32,
+    /// Ask and answer aloud: Piper speaks, Whisper hears (340 MB more to install), and the agent
+    /// that speaks is killed
+    #[arg(long, conflicts_with = "kills")]
+    pub voice: bool,
+    /// With --voice: the file of the answer [default: demo.wav]
+    #[arg(long, short, value_name = "FILE", requires = "voice", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
     /// Use the starter engines, also where another engine answers
     #[arg(long)]
     pub starter: bool,
@@ -106,6 +116,9 @@ pub enum DemoError {
     /// Every answer was over before the kill.
     #[error("the answers are too short to be interrupted; ask for more: --question TEXT")]
     TooShort,
+    /// No sound came of the question or of its answer, or nothing was understood.
+    #[error("the spoken turn failed: {0}")]
+    Voice(String),
     /// The output could not be written.
     #[error("{}", .0.message)]
     Output(CliError),
@@ -125,7 +138,11 @@ pub async fn run(args: &DemoArgs, out: Out) -> Result<(), DemoError> {
     let story = async {
         let engines = Engines::choose(args, &show).await?;
         let mesh = mesh.insert(Mesh::start(&home, engines, &show).await?);
-        let report = tell(args, mesh, &show).await?;
+        let report = if args.voice {
+            Told::Aloud(Box::new(voice::tell(args, mesh, &show).await?))
+        } else {
+            Told::Text(tell(args, mesh, &show).await?)
+        };
         if args.keep {
             mesh.restore().await?;
         }
@@ -138,7 +155,7 @@ pub async fn run(args: &DemoArgs, out: Out) -> Result<(), DemoError> {
     match (told, mesh) {
         (Ok(report), Some(mesh)) if args.keep => {
             home.keep();
-            show.report(&report.with_mesh(mesh.kept()))?;
+            show.told(&report, mesh.kept())?;
             show.kept(&mesh, home.path())?;
             mesh.leave();
             Ok(())
@@ -147,9 +164,15 @@ pub async fn run(args: &DemoArgs, out: Out) -> Result<(), DemoError> {
             if let Some(mesh) = mesh {
                 mesh.stop().await;
             }
-            show.report(&told?)
+            show.told(&told?, Value::Null)
         }
     }
+}
+
+/// How a demo came out.
+enum Told {
+    Text(Report),
+    Aloud(Box<voice::Report>),
 }
 
 /// Resolves on Ctrl-C, and where there are signals on SIGTERM and SIGHUP too.

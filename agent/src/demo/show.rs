@@ -1,16 +1,17 @@
 //! What people see of a demo. With `--json` nothing but the report.
 
-use super::DemoError;
+use super::{DemoError, Told};
 use super::ask::{Answer, Change};
 use super::mesh::Mesh;
 use super::verdict::Report;
 use crate::cli::error::CliError;
-use crate::cli::output::Out;
+use crate::cli::output::{Out, printable};
 use crate::cli::output::{BAD, BOLD, DIM, GOOD, PLAIN, Table, WARN, cell};
 use crate::cli::text::{ms, short};
 use crate::engine::detect::Found;
 use crate::starter::{Bars, Lines, Progress, Quiet};
 use anstyle::Style;
+use serde_json::Value;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
@@ -157,11 +158,23 @@ impl Show {
         ))
     }
 
-    /// The result.
-    pub fn report(&self, report: &Report) -> Result<(), DemoError> {
+    /// The result; `mesh` is what stays, or null.
+    pub fn told(&self, told: &Told, mesh: Value) -> Result<(), DemoError> {
         if self.out.json {
-            return self.out.value(&report.json()).map_err(DemoError::Output);
+            let mut report = match told {
+                Told::Text(report) => report.json(),
+                Told::Aloud(report) => report.json(),
+            };
+            report["mesh"] = mesh;
+            return self.out.value(&report).map_err(DemoError::Output);
         }
+        match told {
+            Told::Text(report) => self.report(report),
+            Told::Aloud(report) => self.print(&report.text(&self.out)),
+        }
+    }
+
+    fn report(&self, report: &Report) -> Result<(), DemoError> {
         let (runs, identical) = (report.runs.len(), report.identical());
         let lost: u32 = report.runs.iter().map(|run| run.lost).sum();
         let doubled: u32 = report.runs.iter().map(|run| run.doubled).sum();
@@ -187,6 +200,21 @@ impl Show {
             "{DIM}{} on {}{DIM:#}\n",
             report.facts.model, report.facts.engine
         ))
+    }
+
+    /// A line beside the story.
+    pub fn aside(&self, text: &str) -> Result<(), DemoError> {
+        self.print(&format!("{DIM}{}{DIM:#}\n", printable(text)))
+    }
+
+    /// The agent that speaks was killed.
+    pub fn silenced(&self, name: &str) -> Result<(), DemoError> {
+        self.print(&format!("{BAD}[{name} killed]{BAD:#}"))
+    }
+
+    /// Another one goes on.
+    pub fn goes_on(&self, name: &str) -> Result<(), DemoError> {
+        self.print(&format!("{GOOD}[{name} goes on]{GOOD:#}"))
     }
 
     /// The mesh stays: how to use it and how to end it.
@@ -218,11 +246,7 @@ impl Show {
 }
 
 fn styled(text: &str, style: Style) -> String {
-    // A model's text must not talk to the terminal.
-    let text: String = text
-        .chars()
-        .filter(|c| !c.is_control() || *c == '\n' || *c == '\t')
-        .collect();
+    let text = printable(text);
     format!("{style}{text}{style:#}")
 }
 

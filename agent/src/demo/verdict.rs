@@ -119,25 +119,12 @@ pub struct Report {
     pub facts: Facts,
     /// At least one.
     pub runs: Vec<Run>,
-    mesh: Option<Value>,
 }
 
 impl Report {
     /// Of `runs`.
     pub fn new(facts: Facts, runs: Vec<Run>) -> Self {
-        Report {
-            facts,
-            runs,
-            mesh: None,
-        }
-    }
-
-    /// Tells of the mesh that stays.
-    pub fn with_mesh(self, mesh: Value) -> Self {
-        Report {
-            mesh: Some(mesh),
-            ..self
-        }
+        Report { facts, runs }
     }
 
     /// How many runs gave the text of an uninterrupted one.
@@ -196,7 +183,6 @@ impl Report {
             "model": self.facts.model,
             "engine": self.facts.engine,
             "runs": self.runs.iter().map(Run::json).collect::<Vec<_>>(),
-            "mesh": self.mesh,
         })
     }
 }
