@@ -94,7 +94,11 @@ pub fn until(timeline: &Value) -> f64 {
     };
     let waited = furthest(&["first_audio_ms", "confirmed_ms", "transcript_ms"]);
     let all = furthest(&["thought_ms", "end_ms"]).max(waited);
-    if waited > 0.0 { all.min(waited * 1.5) } else { all }
+    if waited > 0.0 {
+        all.min(waited * 1.5)
+    } else {
+        all
+    }
 }
 
 /// The bars below an axis that ends at `until` milliseconds; what lasts longer gets an arrow.
@@ -106,7 +110,11 @@ pub fn chart(bars: &[Bar], until: f64, out: &Out) -> String {
         let (from, beyond) = (column(bar.from).min(WIDTH - 1), bar.to > until);
         // What took no time at all is shown all the same.
         let length = column(bar.to).saturating_sub(from).max(1);
-        let (block, arrow) = if out.plain { ('#', '>') } else { ('█', '▶') };
+        let (block, arrow) = if out.plain {
+            ('#', '>')
+        } else {
+            ('█', '▶')
+        };
         let mut drawn: String = std::iter::repeat_n(block, length).collect();
         if beyond {
             drawn.pop();
@@ -125,10 +133,12 @@ pub fn chart(bars: &[Bar], until: f64, out: &Out) -> String {
 
 /// Three or four round figures at their places.
 fn axis(until: f64) -> String {
-    let step = [50.0, 100.0, 200.0, 250.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0]
-        .into_iter()
-        .find(|step| until / step <= 5.0)
-        .unwrap_or(until / 4.0);
+    let step = [
+        50.0, 100.0, 200.0, 250.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0,
+    ]
+    .into_iter()
+    .find(|step| until / step <= 5.0)
+    .unwrap_or(until / 4.0);
     let mut line = String::new();
     let mut at = 0.0;
     while at < until {
@@ -170,7 +180,11 @@ mod tests {
         assert!(begins(2) > begins(1) && begins(6) > begins(4), "{plain}");
         // The last two go on beyond the axis.
         let arrows: Vec<bool> = rows.iter().map(|row| row.contains('>')).collect();
-        assert_eq!(arrows, [false, false, false, false, false, true, true], "{plain}");
+        assert_eq!(
+            arrows,
+            [false, false, false, false, false, true, true],
+            "{plain}"
+        );
         assert!(plain.is_ascii());
     }
 

@@ -189,7 +189,8 @@ impl Talk<'_> {
         let mut microphone = match Microphone::open() {
             Ok(microphone) => Some(microphone),
             Err(error) => {
-                self.live.note(&format!("{DIM}{}: type{DIM:#}", error.message));
+                self.live
+                    .note(&format!("{DIM}{}: type{DIM:#}", error.message));
                 None
             }
         };
@@ -237,7 +238,11 @@ impl Talk<'_> {
         if name == "barged_in" {
             self.answers.hush();
         }
-        let file = if ends { self.answers.end_turn().await? } else { None };
+        let file = if ends {
+            self.answers.end_turn().await?
+        } else {
+            None
+        };
         if self.context.out.json {
             let mut event = event.clone();
             if let Some(file) = &file {
@@ -292,7 +297,9 @@ impl Talk<'_> {
         let text = || printable(event.at("text").text());
         match name {
             "partial" => self.live.show(&text()),
-            "nothing_heard" => self.live.note(&format!("{DIM}[no words were heard]{DIM:#}")),
+            "nothing_heard" => self
+                .live
+                .note(&format!("{DIM}[no words were heard]{DIM:#}")),
             "heard" => {
                 self.live.show("");
                 self.write(&format!("{BOLD}> {}{BOLD:#}\n", text()))?;

@@ -74,10 +74,12 @@ impl Talking {
     /// The agent went away, or refused a command.
     pub(super) async fn next(&mut self) -> Result<Option<Heard>, CliError> {
         match self {
-            Talking::Client(conversation) => Ok(conversation.next().await.map(|event| match event {
-                TurnEvent::Pcm(pcm) => Heard::Sound(pcm),
-                event => Heard::Event(events::turn(&event)),
-            })),
+            Talking::Client(conversation) => {
+                Ok(conversation.next().await.map(|event| match event {
+                    TurnEvent::Pcm(pcm) => Heard::Sound(pcm),
+                    event => Heard::Event(events::turn(&event)),
+                }))
+            }
             Talking::Agent { down, half, .. } => loop {
                 let text = match down.next().await {
                     None | Some(Ok(Wire::Close(_))) => return Ok(None),

@@ -5,9 +5,7 @@ use super::{DemoArgs, DemoError};
 use crate::config::{EngineApi, EngineConfig};
 use crate::engine::adapter;
 use crate::engine::detect::{Found, standard_ports};
-use crate::starter::voice::{
-    STEADY, SpeechEngine, VOICE, WHISPER, install_piper, install_whisper,
-};
+use crate::starter::voice::{STEADY, SpeechEngine, VOICE, WHISPER, install_piper, install_whisper};
 use crate::starter::{self, Starter};
 use std::collections::BTreeSet;
 use std::path::Path;

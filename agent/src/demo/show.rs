@@ -1,12 +1,12 @@
 //! What people see of a demo. With `--json` nothing but the report.
 
-use super::{DemoError, Told};
 use super::ask::{Answer, Change};
 use super::mesh::Mesh;
 use super::verdict::Report;
+use super::{DemoError, Told};
 use crate::cli::error::CliError;
-use crate::cli::output::{Out, printable};
 use crate::cli::output::{BAD, BOLD, DIM, GOOD, PLAIN, Table, WARN, cell};
+use crate::cli::output::{Out, printable};
 use crate::cli::text::{ms, short};
 use crate::engine::detect::Found;
 use crate::starter::{Bars, Lines, Progress, Quiet};

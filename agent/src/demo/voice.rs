@@ -250,7 +250,12 @@ impl Turn {
                 self.pcm.extend(pcm);
             }
             TurnEvent::PeerChanged {
-                stage, from, to, same_voice, reason, gap,
+                stage,
+                from,
+                to,
+                same_voice,
+                reason,
+                gap,
             } => {
                 if stage == Stage::Speak {
                     show.goes_on(&to.name)?;
@@ -261,14 +266,18 @@ impl Turn {
                     "reason": reason, "gap_ms": gap.as_secs_f64() * 1000.0,
                 }));
             }
-            TurnEvent::TurnDone { answer, timeline, .. } => {
+            TurnEvent::TurnDone {
+                answer, timeline, ..
+            } => {
                 show.answered()?;
                 self.answer = answer.trim().to_owned();
                 self.timeline = timeline_json(&timeline);
                 self.ended = true;
             }
             TurnEvent::NothingHeard => {
-                return Err(DemoError::Voice("nothing was heard of the question".to_owned()));
+                return Err(DemoError::Voice(
+                    "nothing was heard of the question".to_owned(),
+                ));
             }
             TurnEvent::Failed { error, .. } => return Err(error.into()),
             _ => {}
@@ -341,7 +350,9 @@ impl Report {
 
     /// The change of the speaker.
     fn spoken_on(&self) -> Option<&Value> {
-        self.changes.iter().find(|c| c.at("stage").text() == "speak")
+        self.changes
+            .iter()
+            .find(|c| c.at("stage").text() == "speak")
     }
 }
 

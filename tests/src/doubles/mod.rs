@@ -6,6 +6,7 @@ pub mod fake_logind;
 pub mod ollama_over_llama;
 pub mod path_double;
 pub mod script_engine;
+pub mod speech_server;
 pub mod voice_double;
 
 pub use cut_engine::CutEngine;

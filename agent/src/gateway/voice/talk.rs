@@ -153,7 +153,10 @@ async fn hold(client: MeshClient, stop: CancellationToken, socket: Socket) {
     let (mut down, mut up) = socket.split();
     let start = match tokio::time::timeout(HTTP_BODY, up.next()).await {
         Ok(Some(Ok(Wire::Text(text)))) => command(&text),
-        _ => Err(ApiError::invalid("invalid_command", "the first message has to be `start`")),
+        _ => Err(ApiError::invalid(
+            "invalid_command",
+            "the first message has to be `start`",
+        )),
     };
     let mut talk = match start {
         Ok(Command::Start(start)) => Talk {
@@ -260,9 +263,15 @@ mod tests {
                 "history":[{"role":"user","content":"Hi."}],"hear":{"language":"en"}}"#,
         );
         assert_eq!(more.sampling.max_tokens, Some(40));
-        assert_eq!(more.history, [Message::new(unamesh_client::converse::Role::User, "Hi.")]);
+        assert_eq!(
+            more.history,
+            [Message::new(unamesh_client::converse::Role::User, "Hi.")]
+        );
         assert_eq!(more.stt.language, "en");
-        assert!(more.voice.is_some_and(|v| v.voice == "joe" && !v.other_voice));
+        assert!(
+            more.voice
+                .is_some_and(|v| v.voice == "joe" && !v.other_voice)
+        );
     }
 
     #[test]
@@ -273,7 +282,11 @@ mod tests {
         let typed = command(r#"{"command":"text","text":"Hi."}"#).unwrap();
         assert!(matches!(typed, Command::Text { text } if text == "Hi."));
         for wrong in ["", "{}", r#"{"command":"dance"}"#, r#"{"command":"start"}"#] {
-            assert_eq!(command(wrong).unwrap_err().code, "invalid_command", "{wrong}");
+            assert_eq!(
+                command(wrong).unwrap_err().code,
+                "invalid_command",
+                "{wrong}"
+            );
         }
     }
 }
