@@ -1,5 +1,7 @@
 //! The real things: llama.cpp with a small model, as the starter engines set it up, and the
-//! `openai` Python package.
+//! `openai` Python package. [`speech`]: real engines that speak and hear.
+
+pub mod speech;
 
 use crate::agent::program;
 use serde_json::Value;
@@ -19,28 +21,34 @@ const OPENAI: &str = "openai==3.54.0";
 /// in the build directory.
 pub async fn openai_python() -> &'static Path {
     static PYTHON: OnceCell<PathBuf> = OnceCell::const_new();
-    PYTHON.get_or_init(make_venv).await
+    PYTHON
+        .get_or_init(async || environment("openai", &[OPENAI]).await)
+        .await
 }
 
-async fn make_venv() -> PathBuf {
+/// The Python of the virtual environment `name` in the build directory, made with `packages`
+/// unless it has them.
+async fn environment(name: &str, packages: &[&str]) -> PathBuf {
     let target = program()
         .parent()
         .and_then(Path::parent)
         .unwrap()
         .to_owned();
-    let venv = target.join("tmp").join("openai-venv");
+    let venv = target.join("tmp").join(format!("{name}-venv"));
     let python = venv.join("bin/python");
-    let marker = venv.join(OPENAI);
-    if !marker.is_file() {
-        let venv = venv.to_str().unwrap();
-        succeed("python3", &["-m", "venv", "--clear", venv]).await;
-        succeed(
-            python.to_str().unwrap(),
-            &["-m", "pip", "-q", "install", OPENAI],
-        )
-        .await;
-        std::fs::write(&marker, "").unwrap();
+    let marker = venv.join("holds");
+    let wanted = packages.join("\n");
+    if std::fs::read_to_string(&marker).is_ok_and(|held| held == wanted) {
+        return python;
     }
+    succeed(
+        "python3",
+        &["-m", "venv", "--clear", venv.to_str().unwrap()],
+    )
+    .await;
+    let install = [&["-m", "pip", "-q", "install"], packages].concat();
+    succeed(python.to_str().unwrap(), &install).await;
+    std::fs::write(&marker, wanted).unwrap();
     python
 }
 

@@ -3,11 +3,12 @@
 //! Each API is recognized by an answer that only it gives: Ollama by `/api/version`, llama.cpp
 //! by the slots in `/props`, LM Studio by its own model list, vLLM by the owner that it writes
 //! into `/v1/models`; engines of speech by their lists of voices, Chatterbox by
-//! `/api/model-info`, GLM-ASR by its WebSocket, Wyoming by its `info`; what has a model list and none of these is OpenAI-style. An agent's own
-//! gateway marks its list: taken for an engine, it would send a request in circles.
+//! `/api/model-info`, GLM-ASR by its WebSocket, Wyoming by its `info`; what has a model list and
+//! none of these is OpenAI-style, for speech if the list says that its models do nothing else.
+//! An agent's own gateway marks its list: taken for an engine, it would send a request in circles.
 
 use super::http::{Http, HttpError};
-use super::openai_speech::read_voices;
+use super::openai_speech::{HEARS, SPEAKS, read_voices};
 use super::{EngineSpec, glm_asr, piper, wyoming};
 use hyper::StatusCode;
 use serde_json::Value;
@@ -84,9 +85,31 @@ pub async fn identify(http: &Http) -> Option<EngineKind> {
     match http.get::<Value>("/v1/models", DETECT).await {
         Ok(Ok(list)) if !list[GATEWAY_MARK].is_null() => None,
         Ok(Ok(list)) if list["data"][0]["owned_by"] == "vllm" => Some(EngineKind::Vllm),
-        Ok(Ok(list)) if list["data"].is_array() => Some(EngineKind::OpenAi),
+        Ok(Ok(Value::Object(list))) if list.get("data").is_some_and(Value::is_array) => {
+            Some(by_tasks(&list["data"]))
+        }
         Err(HttpError::Connect(_) | HttpError::Late(_)) => None,
         _ => speech(http).await,
+    }
+}
+
+/// Servers of speech write into their list what each model does; others do not.
+fn by_tasks(models: &Value) -> EngineKind {
+    let models = models.as_array().map(Vec::as_slice).unwrap_or_default();
+    let all = |tasks: &[&str]| {
+        let does = |model: &Value| {
+            model["task"]
+                .as_str()
+                .is_some_and(|task| tasks.contains(&task))
+        };
+        !models.is_empty() && models.iter().all(does)
+    };
+    if all(&[HEARS]) {
+        EngineKind::Whisper
+    } else if all(&[HEARS, SPEAKS]) {
+        EngineKind::OpenAiSpeech
+    } else {
+        EngineKind::OpenAi
     }
 }
 

@@ -35,6 +35,11 @@ const PCM: Format = Format::s16(24_000);
 /// How many requests such a server runs at the same time when nobody says.
 const SLOTS: u16 = 1;
 
+/// What a model does, in `task` of a list of models.
+pub const HEARS: &str = "automatic-speech-recognition";
+/// Likewise.
+pub const SPEAKS: &str = "text-to-speech";
+
 /// What to ask a server for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
@@ -94,8 +99,8 @@ impl OpenAiSpeech {
         let of = |model: &Value| {
             let name = model["id"].as_str()?.to_owned();
             let task = match model["task"].as_str() {
-                Some("automatic-speech-recognition") => Some(ModelKind::Stt),
-                Some("text-to-speech") => Some(ModelKind::Tts),
+                Some(HEARS) => Some(ModelKind::Stt),
+                Some(SPEAKS) => Some(ModelKind::Tts),
                 _ => None,
             };
             let model = advert(name);
@@ -352,7 +357,8 @@ pub fn read_voices(list: &Value) -> Option<Vec<Voice>> {
         let name = ["voice_id", "id", "name"]
             .iter()
             .find_map(|k| voice[*k].as_str())?;
-        let language = ["language", "lang", "locale"]
+        // loudness-tts writes the language out and its tag as `locale`.
+        let language = ["locale", "language", "lang"]
             .iter()
             .find_map(|k| voice[*k].as_str());
         Some(language.map_or_else(|| Voice::named(name), |l| Voice::new(name, l)))

@@ -1,7 +1,7 @@
 //! Piper's own HTTP server: `POST /synthesize` with JSON, `GET /voices`.
 //!
-//! It answers 500 without the JSON content type and for an empty text, and calls its WAV
-//! `text/html`. The WAV comes as a whole, so that chunks of text are kept short elsewhere.
+//! It answers 500 without the JSON content type and for a text in which there is nothing to say,
+//! and calls its WAV `text/html`. The WAV comes as a whole, so that chunks of text are kept short elsewhere.
 
 use super::http::Http;
 use super::openai::advert;
@@ -11,7 +11,7 @@ use super::sounding::{Reader, run};
 use super::speech::{SpeechCall, SpeechStream, Voice, check_voice, refused};
 use super::{Engine, EngineError, EngineInfo, EngineStream, MAX_ERROR_BODY};
 use serde_json::Value;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use unamesh_proto::limits::MAX_VOICES;
 use unamesh_proto::timeouts::ENGINE_HEALTH;
 use unamesh_proto::wire::{EngineKind, GenerateRequest, Health, ModelAdvert, ModelKind};
@@ -40,6 +40,30 @@ impl Piper {
             slots: slots.unwrap_or(SLOTS),
             voices: Mutex::default(),
         }
+    }
+
+    /// As listed last. A voice that it does not have it replaces by another without a word, so
+    /// that it must be asked before the first speech.
+    async fn voices(&self) -> Result<Vec<Voice>, EngineError> {
+        let known = self.known().clone();
+        match known.is_empty() {
+            true => self.list().await,
+            false => Ok(known),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Voice>, EngineError> {
+        let voices = match self.http.get::<Value>("/voices", ENGINE_HEALTH).await {
+            Ok(Ok(list)) => voices(&list),
+            Ok(Err((status, body))) => return Err(refusal(&self.name, "", status, &body)),
+            Err(error) => return Err(unreachable(&self.name, error)),
+        };
+        self.known().clone_from(&voices);
+        Ok(voices)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Vec<Voice>> {
+        self.voices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,15 +101,7 @@ impl Engine for Piper {
     }
 
     async fn describe(&self) -> Result<EngineInfo, EngineError> {
-        let voices = match self.http.get::<Value>("/voices", ENGINE_HEALTH).await {
-            Ok(Ok(list)) => voices(&list),
-            Ok(Err((status, body))) => return Err(refusal(&self.name, "", status, &body)),
-            Err(error) => return Err(unreachable(&self.name, error)),
-        };
-        self.voices
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone_from(&voices);
+        let voices = self.list().await?;
         Ok(EngineInfo {
             health: Health::Ok,
             slots: self.slots,
@@ -104,9 +120,8 @@ impl Engine for Piper {
 
     async fn speak(&self, call: SpeechCall) -> Result<SpeechStream, EngineError> {
         call.check()?;
-        {
-            let known = self.voices.lock().unwrap_or_else(PoisonError::into_inner);
-            check_voice(&self.name, &call.voice, &known)?;
+        if !call.voice.is_empty() {
+            check_voice(&self.name, &call.voice, &self.voices().await?)?;
         }
         let mut body = Object::over(call.extra()?);
         body.set("text", &call.text)?;
@@ -116,6 +131,9 @@ impl Engine for Piper {
         let reply = self.http.stream("/synthesize", body.body()?).await;
         let reply = reply.map_err(|error| unreachable(&self.name, error))?;
         if !reply.status.is_success() {
+            if !call.audible() {
+                return Err(super::speech::nothing_to_say());
+            }
             let words = reply.body.collect(MAX_ERROR_BODY).await.unwrap_or_default();
             return Err(refused(&self.name, &call, reply.status, &words));
         }

@@ -17,12 +17,21 @@ const MAX_WORDS: usize = 600;
 pub fn refusal(engine: &str, model: &str, status: StatusCode, body: &[u8]) -> EngineError {
     let words = match serde_json::from_slice::<Value>(body) {
         Ok(value) => Words::read(&value),
-        Err(_) => Words {
-            message: String::from_utf8_lossy(body).into_owned(),
-            ..Words::default()
-        },
+        Err(_) => {
+            let page = String::from_utf8_lossy(body);
+            Words {
+                message: title(&page).unwrap_or(&page).to_owned(),
+                ..Words::default()
+            }
+        }
     };
     words.judge(engine, model, status.as_u16())
+}
+
+/// What a page for people says above all.
+fn title(page: &str) -> Option<&str> {
+    let (_, rest) = page.split_once("<title>")?;
+    rest.split_once("</title>").map(|(title, _)| title.trim())
 }
 
 /// Reads an error object found in an answer whose status was a success: `error` is what the

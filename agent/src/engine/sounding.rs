@@ -66,7 +66,7 @@ impl Reader {
             engine: engine.to_owned(),
             voice: call.voice.clone(),
             model: call.model.clone(),
-            audible: call.text.chars().any(char::is_alphanumeric),
+            audible: call.audible(),
             longest: MAX_SPEECH_SECONDS + MAX_SPEECH_SECONDS_PER_CHAR * chars,
             state: State::Start(Vec::new(), raw),
             rate: 0,

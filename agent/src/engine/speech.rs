@@ -39,12 +39,14 @@ impl SpeechCall {
     /// That.
     pub fn check(&self) -> Result<(), EngineError> {
         if self.text.trim().is_empty() {
-            return Err(EngineError::Invalid {
-                message: "there is no text to speak".to_owned(),
-                field: Some("text".to_owned()),
-            });
+            return Err(nothing_to_say());
         }
         Ok(())
+    }
+
+    /// Whether there is something to say for certain; signs alone are spoken by some engines.
+    pub fn audible(&self) -> bool {
+        self.text.chars().any(char::is_alphanumeric)
     }
 }
 
@@ -157,6 +159,14 @@ pub fn check_voice(engine: &str, voice: &str, known: &[Voice]) -> Result<(), Eng
     Err(unknown_voice(engine, voice))
 }
 
+/// The error of a text without words.
+pub fn nothing_to_say() -> EngineError {
+    EngineError::Invalid {
+        message: "there is no text to speak".to_owned(),
+        field: Some("text".to_owned()),
+    }
+}
+
 /// The engine has no such voice (any more).
 pub fn unknown_voice(engine: &str, voice: &str) -> EngineError {
     EngineError::UnknownVoice {
@@ -176,8 +186,9 @@ pub fn refused(engine: &str, call: &SpeechCall, status: StatusCode, body: &[u8])
 
 /// Whether `words`, in lower case, say that the voice is missing.
 pub fn blames_voice(words: &str, voice: &str) -> bool {
-    const MISSING: [&str; 6] = [
+    const MISSING: [&str; 7] = [
         "not found",
+        "no voice",
         "unknown",
         "invalid",
         "not exist",

@@ -14,6 +14,10 @@ use url::Url;
 /// Bytes that are read at once: a third of a second of speech.
 const READ: usize = 16 * 1024;
 
+/// wyoming-piper lists every voice that there is as installed, and says these when it can neither
+/// find nor download one.
+const NO_VOICE: [&str; 3] = ["VoiceNotFoundError", "URLError", "HTTPError"];
+
 /// Where a server is.
 pub struct At {
     host: String,
@@ -106,7 +110,8 @@ impl Link {
     /// What an `error` event means.
     pub fn complaint(&self, frame: &Frame, voice: &str) -> EngineError {
         let text = frame.text("text");
-        if blames_voice(&text.to_ascii_lowercase(), voice) {
+        let missing = !voice.is_empty() && NO_VOICE.contains(&frame.text("code"));
+        if missing || blames_voice(&text.to_ascii_lowercase(), voice) {
             return unknown_voice(&self.engine, voice);
         }
         crate::engine::refusal::complaint(&self.engine, "", &Value::from(text))
