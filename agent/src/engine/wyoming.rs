@@ -124,7 +124,14 @@ impl Known {
         known.voices.truncate(MAX_VOICES);
         for program in programs("asr") {
             for model in installed(program.get("models")) {
-                known.take(program, ModelKind::Stt, model["name"].as_str());
+                // Started with a model's folder, wyoming-faster-whisper calls it by the whole path.
+                let name = model["name"]
+                    .as_str()
+                    .map(|name| match name.strip_prefix('/') {
+                        Some(path) => path.rsplit('/').next().unwrap_or(path),
+                        None => name,
+                    });
+                known.take(program, ModelKind::Stt, name);
             }
         }
         known
