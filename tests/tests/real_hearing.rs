@@ -15,7 +15,7 @@ use unamesh_tests::real::speech::{SENTENCES, Server, WHISPER, for_hearing, hear,
 /// An engine that was killed is up again within this.
 const RESTART: Duration = Duration::from_secs(60);
 /// Sentences that are transcribed one by one.
-const FEW: usize = 5;
+const FEW: usize = 4;
 
 /// Sentences as Piper says them, at 16 kHz.
 async fn spoken(sentences: &[&str]) -> Vec<Vec<i16>> {

@@ -131,6 +131,8 @@ impl Server {
             kind,
             url: format!("{scheme}://127.0.0.1:{port}"),
             command,
+            // Threads that wait for each other in a loop are slower than one where others work too.
+            env: [("OMP_NUM_THREADS".to_owned(), "1".to_owned())].into(),
             ..EngineConfig::default()
         }
     }
@@ -153,7 +155,7 @@ impl Server {
             ),
             _ => format!(
                 "-m wyoming_faster_whisper {uri} --model {} --data-dir {} --language en \
-                 --stt-library faster-whisper --local-files-only",
+                 --stt-library faster-whisper --cpu-threads 1 --local-files-only",
                 model.display(),
                 folder(model)
             ),
