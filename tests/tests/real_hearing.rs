@@ -10,7 +10,9 @@ use unamesh_agent::starter::RunningEngine;
 use unamesh_proto::wire::{Health, ModelKind};
 use unamesh_tests::cluster::turn;
 use unamesh_tests::measure::until;
-use unamesh_tests::real::speech::{SENTENCES, Server, WHISPER, for_hearing, hear, kill, say};
+use unamesh_tests::real::speech::{
+    SENTENCES, Server, WHISPER, for_hearing, hear, kill, say, words,
+};
 
 /// An engine that was killed is up again within this.
 const RESTART: Duration = Duration::from_secs(60);
@@ -57,10 +59,8 @@ async fn hears(running: &RunningEngine, sounds: &[Vec<i16>]) {
             start.elapsed(),
             heard.confidence
         );
-        assert_eq!(
-            (heard.text.as_str(), heard.language.as_str()),
-            (sentence, "en")
-        );
+        assert_eq!(words(&heard.text), words(sentence));
+        assert_eq!(heard.language, "en");
         assert!(heard.confidence.is_some_and(|c| (0.3..=1.0).contains(&c)));
     }
     // Digital silence is no utterance: a recognizer would make something up.
@@ -75,10 +75,7 @@ async fn dies(running: &RunningEngine, sounds: &[Vec<i16>]) {
     let long: Vec<i16> = sounds.concat();
     let start = Instant::now();
     let whole = hear(&*running.engine, call(), &long).await.unwrap();
-    assert!(
-        whole.text.contains(SENTENCES[0]) && whole.text.contains(SENTENCES[1]),
-        "{whole:?}"
-    );
+    assert_eq!(words(&whole.text), words(&SENTENCES[..FEW].join(" ")));
     let half = start.elapsed() / 2;
     let killing = async {
         tokio::time::sleep(half).await;
@@ -114,8 +111,8 @@ async fn whisper_hears_and_refuses() {
         ..call()
     };
     let heard = hear(&*running.engine, worded, &sounds[0]).await.unwrap();
-    let words: Vec<&str> = heard.words.iter().map(|w| w.text.as_str()).collect();
-    assert_eq!(words.join(" "), SENTENCES[0]);
+    let timed: Vec<&str> = heard.words.iter().map(|w| w.text.as_str()).collect();
+    assert_eq!(words(&timed.join(" ")), words(SENTENCES[0]));
     let length = sounds[0].len() as u32 / (RATE / 1000);
     assert!(
         heard

@@ -27,7 +27,7 @@ const PACKAGES: [&str; 4] = [
     "faster-whisper-server==0.0.3",
 ];
 
-/// What Piper says and Whisper writes down again to the letter: no numbers, names or homophones,
+/// What Piper says and Whisper writes down again word for word: no numbers, names or homophones,
 /// which it writes in its own way.
 pub const SENTENCES: [&str; 20] = [
     "The weather is nice today and the sky is blue.",
@@ -316,6 +316,19 @@ pub fn resampled(samples: &[f32], from: u32, to: u32) -> Vec<f32> {
     resampler.push(samples, &mut out);
     resampler.finish(&mut out);
     out
+}
+
+/// The words of a text, without signs and capitals, which Whisper sets as it likes.
+#[must_use]
+pub fn words(text: &str) -> Vec<String> {
+    let plain = |word: &str| {
+        word.chars()
+            .filter(|c| c.is_alphanumeric())
+            .collect::<String>()
+    };
+    text.split_whitespace()
+        .map(|word| plain(word).to_lowercase())
+        .collect()
 }
 
 /// Kills the process that stands for `running`, and with it the engine; it will be started again.
