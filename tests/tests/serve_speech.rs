@@ -17,8 +17,7 @@ use futures_util::future::{join_all, poll_fn};
 use futures_util::stream;
 use serve_support::listener::{Listener, compare, say};
 use serve_support::{Caller, Mesh, PATIENCE, Server, open};
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -286,9 +285,103 @@ async fn a_barge_in_reaches_the_engine() {
     server.shutdown().await;
 }
 
+/// The bytes of a WAV whose header promises `samples`.
+fn wav(rate: u32, channels: u16, bits: u16, samples: u32, sound: &[u8]) -> Vec<u8> {
+    let frame = channels * bits / 8;
+    let size = samples * u32::from(frame);
+    let mut out = Vec::new();
+    out.extend(b"RIFF");
+    out.extend((36 + size).to_le_bytes());
+    out.extend(b"WAVEfmt ");
+    out.extend(16_u32.to_le_bytes());
+    out.extend([1_u16, channels].iter().flat_map(|n| n.to_le_bytes()));
+    out.extend(
+        [rate, rate * u32::from(frame)]
+            .iter()
+            .flat_map(|n| n.to_le_bytes()),
+    );
+    out.extend([frame, bits].iter().flat_map(|n| n.to_le_bytes()));
+    out.extend(b"data");
+    out.extend(size.to_le_bytes());
+    out.extend(sound);
+    out
+}
+
+/// An engine behind HTTP that answers what it is given, whatever it is asked.
+async fn answering(answer: Arc<Mutex<Vec<u8>>>) -> (Arc<dyn Engine>, JoinSet<()>) {
+    let speak = async move || answer.lock().unwrap().clone();
+    behind(Router::new().route("/v1/audio/speech", post(speak))).await
+}
+
+/// Real bytes of engines that fail, from their socket to the listener's error.
+#[tokio::test]
+async fn what_engines_send_instead_of_speech_is_told() {
+    let answer = Arc::new(Mutex::new(Vec::new()));
+    let (engine, _tasks) = answering(Arc::clone(&answer)).await;
+    let mesh = Mesh::new();
+    let (agent, config) = (mesh.member(Role::Agent), ServeConfig::default());
+    let server = Server::with(agent, vec![engine], config).await;
+    let connection = Caller::new(&mesh, Role::Client).connect(&server).await;
+    let hum: Vec<u8> = (0..44_100)
+        .map(|n| if n % 100 < 50 { 100 } else { 156 })
+        .collect();
+    let samples = |frame: u32| 44_100 / frame;
+    let heard = async |bytes: Vec<u8>, voice: &str| {
+        *answer.lock().unwrap() = bytes;
+        let request = SpeakRequest {
+            voice: voice.to_owned(),
+            ..say("Well then.")
+        };
+        let mut listener = Listener::open(&connection, &request).await;
+        (listener.end().await, listener.pcm.len())
+    };
+    // Two channels, 8 bits, any rate: that is speech.
+    for (rate, channels, bits) in [
+        (22_050, 2, 16),
+        (22_050, 1, 8),
+        (44_100, 2, 8),
+        (8_000, 1, 16),
+    ] {
+        let count = samples(u32::from(channels * bits / 8));
+        let (end, here) = heard(wav(rate, channels, bits, count, &hum), "").await;
+        let expected = (u64::from(count) * 24_000).div_ceil(u64::from(rate));
+        assert_eq!(end.unwrap().samples, here as u64);
+        assert!(
+            expected.abs_diff(here as u64) <= 1,
+            "{rate} {channels} {bits}: {here}"
+        );
+    }
+    let silence = wav(24_000, 1, 16, 22_050, &[0; 44_100]);
+    let json = |words: &str| words.as_bytes().to_vec();
+    let failed = ErrorCode::EngineFailed;
+    for (bytes, voice, code) in [
+        (Vec::new(), "", failed),
+        (wav(24_000, 1, 16, 480_000, &hum), "", failed),
+        (wav(24_000, 1, 16, 22_050, &hum)[..20].to_vec(), "", failed),
+        (wav(3_000, 1, 16, 22_050, &hum), "", failed),
+        (silence, "", failed),
+        (
+            json(r#"{"error": {"message": "out of memory"}}"#),
+            "",
+            failed,
+        ),
+        (
+            json(r#"{"error": "voice 'gone' not found"}"#),
+            "gone",
+            ErrorCode::UnknownModel,
+        ),
+    ] {
+        let size = bytes.len();
+        let error = heard(bytes, voice).await.0.unwrap_err();
+        println!("{size} bytes: {error}");
+        assert_eq!(error.code, code, "{size} bytes: {error}");
+    }
+    server.shutdown().await;
+}
+
 /// An engine behind HTTP that speaks without end, at the pace of speech, and tells when its
 /// connection is closed.
-async fn endless(closed: watch::Sender<bool>) -> (SocketAddr, JoinSet<()>) {
+async fn endless(closed: watch::Sender<bool>) -> (Arc<dyn Engine>, JoinSet<()>) {
     struct Told(watch::Sender<bool>);
     impl Drop for Told {
         fn drop(&mut self) {
@@ -309,18 +402,15 @@ async fn endless(closed: watch::Sender<bool>) -> (SocketAddr, JoinSet<()>) {
         let kind = [("content-type", "audio/pcm;rate=24000")];
         (kind, Body::from_stream(pieces))
     };
-    let router = Router::new().route("/v1/audio/speech", post(speak));
+    behind(Router::new().route("/v1/audio/speech", post(speak))).await
+}
+
+/// An engine that serves `router`.
+async fn behind(router: Router) -> (Arc<dyn Engine>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { drop(axum::serve(listener, router).await) });
-    (addr, tasks)
-}
-
-#[tokio::test]
-async fn a_barge_in_closes_the_connection_of_the_engine() {
-    let closed = watch::Sender::new(false);
-    let (addr, _tasks) = endless(closed.clone()).await;
     let engine = adapter(&EngineSpec {
         name: "e".to_owned(),
         kind: Some(EngineKind::OpenAiSpeech),
@@ -328,9 +418,16 @@ async fn a_barge_in_closes_the_connection_of_the_engine() {
         slots: None,
         api_key: None,
     });
+    (engine.unwrap(), tasks)
+}
+
+#[tokio::test]
+async fn a_barge_in_closes_the_connection_of_the_engine() {
+    let closed = watch::Sender::new(false);
+    let (engine, _tasks) = endless(closed.clone()).await;
     let mesh = Mesh::new();
     let (agent, config) = (mesh.member(Role::Agent), ServeConfig::default());
-    let server = Server::with(agent, vec![engine.unwrap()], config).await;
+    let server = Server::with(agent, vec![engine], config).await;
     let connection = Caller::new(&mesh, Role::Client).connect(&server).await;
     let mut took = Vec::new();
     for _ in 0..5 {
@@ -597,6 +694,79 @@ async fn this_agent_itself_hears_the_same() {
     assert_eq!(double.seen().dropped, 1);
     assert_eq!(server.service.active(), 0);
     server.shutdown().await;
+}
+
+#[tokio::test]
+async fn ten_minutes_of_emoji_code_and_addresses_are_spoken_to_the_end() {
+    let (_mesh, double, server, connection) = serve(VoiceScript {
+        rate: 8_000,
+        ..VoiceScript::default()
+    })
+    .await;
+    let odd = "See https://www.example.org/a?b=c 🎉 or `let x = 3;` \u{1F469}\u{200D}\u{1F52C}!\n\n\
+               ```rust\nfn main() {}\n```\n| a | b |\n|---|---|\n| 1 | 2 |\n\n";
+    let text = odd.repeat(190);
+    let request = SpeakRequest {
+        grant_ms: 10_000,
+        ..say(&text)
+    };
+    let mut listener = Listener::open(&connection, &request).await;
+    let mut until_ms = 10_000;
+    let done = loop {
+        match listener.next().await {
+            SpeakFrame::Done(done) => break done,
+            SpeakFrame::Error(error) => panic!("{error}"),
+            // As if it were played at once, up to five seconds before the end.
+            _ if (listener.pcm.len() as u64) / SAMPLES_PER_MS + 5_000 > until_ms.into() => {
+                until_ms += 5_000;
+                listener.grant(until_ms).await;
+            }
+            _ => {}
+        }
+    };
+    let calls = double.calls();
+    println!(
+        "{} s of sound in {} chunks",
+        done.samples / 24_000,
+        calls.len()
+    );
+    assert!(done.samples > 600 * 24_000, "{} s", done.samples / 24_000);
+    let odd = |c: char| matches!(c, '🎉' | '`' | '|' | '\u{200D}');
+    assert!(calls.iter().all(|call| !call.text.contains(odd)));
+    let said: u64 = calls
+        .iter()
+        .map(|c| c.text.chars().count() as u64 * 60 * 24)
+        .sum();
+    assert_eq!(done.samples, said, "nothing is lost");
+    assert_eq!(
+        listener.marks.last().unwrap().to as usize,
+        text.chars().count()
+    );
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_player_that_pauses_for_too_long_is_told() {
+    let double = VoiceDouble::new("e", VoiceScript::default());
+    let pause = Duration::from_millis(500);
+    let config = ServeConfig {
+        listener_pause: pause,
+        ..ServeConfig::default()
+    };
+    let (_mesh, server, connection) = start(&double, config).await;
+    let request = SpeakRequest {
+        grant_ms: 500,
+        ..say(TEXT)
+    };
+    let mut listener = Listener::open(&connection, &request).await;
+    listener.hear_all(pause / 2).await;
+    let began = Instant::now();
+    listener.grant(600).await;
+    let error = listener.end().await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Limit, "{error}");
+    assert!(began.elapsed() >= pause, "each grant begins it anew");
+    server.shutdown().await;
+    assert_eq!(double.seen().running, 0);
 }
 
 /// Five seconds of speech each, played on a real clock behind 80 ms. `UNAMESH_STREAMS=100`, in

@@ -27,6 +27,8 @@ pub struct ServeConfig {
     pub grace: Duration,
     /// How long a reader may take nothing before its stream is closed.
     pub reader_stall: Duration,
+    /// How long a listener may grant nothing more before its speech ends.
+    pub listener_pause: Duration,
     /// Bytes that one generation keeps for reattachment.
     pub journal_bytes: usize,
     /// Bytes that all generations keep together.
@@ -43,6 +45,7 @@ impl Default for ServeConfig {
             queue: limits::MAX_QUEUE,
             grace: timeouts::GRACE,
             reader_stall: timeouts::READER_STALL,
+            listener_pause: timeouts::LISTENER_PAUSE,
             journal_bytes: limits::MAX_JOURNAL_BYTES,
             journals_bytes: limits::MAX_JOURNALS_BYTES,
             generations: limits::MAX_GENERATIONS,

@@ -3,7 +3,7 @@
 use super::{Catalog, Registry};
 use crate::engine::Engine;
 use std::sync::Arc;
-use unamesh_proto::rank::distance;
+use unamesh_proto::rank::{distance, speech::has_voice};
 use unamesh_proto::timeouts::ENGINE_POLL;
 use unamesh_proto::wire::{ErrorCode, Health, ModelAdvert, ModelKind, VoiceAdvert, WireError};
 
@@ -109,27 +109,23 @@ impl Registry {
 }
 
 impl Catalog {
-    /// What engine number `engine` calls the voice `asked`: itself where it lists none, or if
-    /// it is a mixture (`af_bella+af_sky`); its only one for the default. `None` if it has not
-    /// got it.
+    /// What engine number `engine` calls the voice `asked`: as it was asked for where it lists
+    /// none; its only one for the default. `None` if it has not got it.
     fn voice(&self, engine: u16, asked: &str) -> Option<String> {
         let mut own = self.voices.iter().filter(|v| v.engine == engine);
-        let Some(first) = own.clone().next() else {
-            return Some(asked.to_owned());
+        let only = match (own.clone().next(), own.clone().nth(1)) {
+            (None, _) => return Some(asked.to_owned()),
+            (Some(only), None) => only.name.as_str(),
+            _ => "",
         };
         if asked.is_empty() {
-            let only = own.nth(1).is_none();
-            return Some(if only {
-                first.name.clone()
-            } else {
-                String::new()
-            });
+            return Some(only.to_owned());
         }
-        if asked.contains('+') {
-            return Some(asked.to_owned());
+        if !has_voice(own.clone(), asked) {
+            return None;
         }
-        own.find(|v| v.name.eq_ignore_ascii_case(asked))
-            .map(|v| v.name.clone())
+        let listed = own.find(|v| v.name.eq_ignore_ascii_case(asked));
+        Some(listed.map_or(asked, |v| &v.name).to_owned())
     }
 }
 

@@ -47,7 +47,6 @@ use std::task::{Context, Poll, ready};
 use tokio::time::Instant;
 use unamesh_client::transport::{BoxFuture, LinkError, SpeakLink};
 use unamesh_proto::speech::speak::{PACKET, SAMPLES_PER_MS};
-use unamesh_proto::timeouts::LISTENER_PAUSE;
 use unamesh_proto::wire::{
     Draining, ErrorCode, Grant, Phase, Progress, Residency, SpeakFrame, SpeakRequest,
     SpeechAccepted, WireError,
@@ -202,12 +201,10 @@ impl Speaking {
             .is_held()
             .then(|| self.held.unwrap_or_else(Instant::now));
         ready!(self.quiet.poll(cx));
-        // The clock is read only when the quiet rings: a pause ends a little late.
-        if self
-            .held
-            .is_some_and(|since| since.elapsed() >= LISTENER_PAUSE)
-        {
-            let message = format!("nothing was played for {LISTENER_PAUSE:?}: ask again to go on");
+        // Looked at only when the quiet rings: a pause ends a little late.
+        let pause = self.service.config().listener_pause;
+        if self.held.is_some_and(|since| since.elapsed() >= pause) {
+            let message = format!("nothing was played for {pause:?}: ask again to go on");
             let error = WireError::new(ErrorCode::Limit, message);
             return Poll::Ready(SpeakFrame::Error(error));
         }
