@@ -300,6 +300,18 @@ fn typed_text_is_a_turn_and_breaks_one_off() {
 }
 
 #[test]
+fn nothing_of_a_guess_is_told_in_another_turn() {
+    let mut talk = Talk::new(Config::default());
+    talk.spoken(1);
+    talk.partial(1, "Hello");
+    talk.token(1, "Hi there, you. And so");
+    let effects = talk.input(Input::Typed("Bye".into()));
+    assert_eq!(emits(effects), []);
+    let text = " Bye.";
+    assert_eq!(emits(talk.token(2, text)), [Output::Text(text.into())]);
+}
+
+#[test]
 fn without_a_voice_it_goes_on_as_text() {
     let mut talk = Talk::new(Config::default());
     talk.spoken(1);

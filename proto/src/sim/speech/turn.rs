@@ -592,6 +592,9 @@ impl World {
                 if !self.voices.is_empty() || self.dry > self.now {
                     self.violate("a turn ended before its sound");
                 }
+                if self.open.as_ref().is_none_or(|open| open.text != answer) {
+                    self.violate("an answer that was not told");
+                }
                 if played != answer.trim() {
                     self.violate("a turn that was done was not played");
                 }
