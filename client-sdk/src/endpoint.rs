@@ -168,7 +168,8 @@ pub(crate) fn transport_config() -> TransportConfig {
         .receive_window(limits::CONNECTION_WINDOW.into())
         .send_window(u64::from(limits::CONNECTION_WINDOW))
         .ack_frequency_config(Some(acks))
-        .datagram_receive_buffer_size(None);
+        .datagram_receive_buffer_size(Some(limits::DATAGRAM_BUFFER))
+        .datagram_send_buffer_size(limits::DATAGRAM_BUFFER);
     config
 }
 

@@ -193,3 +193,13 @@ pub const MAX_MESSAGES: usize = 4096;
 /// Samples (16 kHz) of the newest sound that a conversation keeps for a hearing that opens later: a
 /// minute, longer than any recognizer takes for an utterance.
 pub const MAX_KEPT_SOUND: usize = 960_000;
+/// Bytes of datagrams that wait on one connection to be sent, or to be read: seven seconds of a
+/// microphone and of its copies. Beyond it the oldest are dropped; what an agent misses of them
+/// goes on the stream.
+pub const DATAGRAM_BUFFER: usize = 48 * 1024;
+/// Datagrams that wait for the stream that listens to their utterance: a second, which is longer
+/// than a stall of Wi-Fi that lets all go at once.
+pub const MAX_WAITING_DATAGRAMS: usize = 64;
+/// Datagrams kept on one connection because they overtook the requests that they belong to, and
+/// utterances that ended of which late ones are dropped. At most [`MAX_WAITING_DATAGRAMS`].
+pub const MAX_EARLY_DATAGRAMS: usize = 64;

@@ -212,3 +212,10 @@ pub const HEARING_RETRY: Duration = Duration::from_secs(1);
 /// A listener that has all that it granted and grants no more has paused its player; after this
 /// its speech ends, and can be asked for again from any chunk on.
 pub const LISTENER_PAUSE: Duration = Duration::from_secs(600);
+/// Frames that an agent asked for, with the end of the utterance known, are waited for this long:
+/// longer than [`IDLE`], after which a path that is dead is known.
+pub const REPAIR: Duration = Duration::from_secs(6);
+/// An utterance into which no frame came for so long is ended by the agent. A microphone that is
+/// open sends silence too, and one into which nobody speaks is opened anew after
+/// [`HEARING_IDLE`].
+pub const NO_SOUND: Duration = Duration::from_secs(120);

@@ -58,15 +58,10 @@ impl Transport for AgentTransport {
         if node != self.me {
             return self.quic.hear(node, request);
         }
-        Box::pin(std::future::ready(Err(no_speech())))
+        Box::pin(std::future::ready(self.service.hear_local(request)))
     }
 
     fn warm(&self, nodes: &[NodeId]) {
         self.quic.warm(nodes);
     }
-}
-
-fn no_speech() -> LinkError {
-    let message = "this agent serves no speech to itself yet";
-    LinkError::Refused(WireError::new(ErrorCode::Unsupported, message))
 }

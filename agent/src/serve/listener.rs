@@ -12,6 +12,7 @@
 
 use super::handshakes::{Handshake, Handshakes};
 use super::streams;
+use super::voice::Mics;
 use super::{Hooks, Service};
 use quinn::{Connection, Incoming};
 use std::collections::HashMap;
@@ -143,6 +144,10 @@ impl Listener {
                     return;
                 }
                 accepted = connection.accept_bi() => accepted,
+                Ok(datagram) = connection.read_datagram() => {
+                    guest.mics.deliver(datagram);
+                    continue;
+                }
             };
             let Ok((send, recv)) = accepted else { return };
             let stream = streams::serve(Arc::clone(&self), Arc::clone(&guest), send, recv);
@@ -198,6 +203,7 @@ impl Listener {
             member,
             connection,
             reads,
+            mics: Arc::default(),
             _place: place,
         })
     }
@@ -235,6 +241,8 @@ pub(super) struct Guest {
     pub connection: Connection,
     /// Permits for reading large requests.
     pub reads: Arc<Semaphore>,
+    /// Where its datagrams go.
+    pub mics: Arc<Mics>,
     _place: OwnedSemaphorePermit,
 }
 

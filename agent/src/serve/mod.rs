@@ -7,7 +7,7 @@
 //!                                    ├─► attach ──────────────► the generation's task
 //!                                    ├─► generate ─► admission ─► generation (run, journal,
 //!                                    │                   │                    client)
-//!                                    └─► speak ────► admission ─► voice (speaking, client)
+//!                                    └─► speak, transcribe ─► voice (speaking, hearing)
 //!   this agent ──────────► open_local, speak_local ──────┴─────► run, speaking
 //! ```
 //! - [`listener`]: the accept loop and its bounds; one check of membership a connection.
@@ -16,7 +16,7 @@
 //! - [`admission`]: slots, the queue, `busy`; the loads that adverts carry.
 //! - [`run`]: one generation as its frames: the engine's stream, polled where it is needed.
 //! - [`generation`]: a run with a journal and a client elsewhere, in one task.
-//! - [`voice`]: texts that are spoken here.
+//! - [`voice`]: texts that are spoken, and speech that is heard here.
 //! - [`watch`]: the peer table for those who do not gossip.
 //! - [`drills`]: faults that are played on purpose.
 //!

@@ -18,8 +18,8 @@ use unamesh_client::framing::{ReadError, RecordReader, RecordWriter};
 use unamesh_client::transport::LinkError;
 use unamesh_proto::timeouts;
 use unamesh_proto::wire::{
-    Attach, Drill, DrillStarted, ErrorCode, GenerateRequest, Probe, ProbeFor, ProbeReply, Record,
-    SignedAdvert, SpeakRequest, StreamHeader, StreamKind, VERSION, WireError,
+    Attach, Drill, DrillStarted, ErrorCode, GenerateRequest, HearRequest, Probe, ProbeFor,
+    ProbeReply, Record, SignedAdvert, SpeakRequest, StreamHeader, StreamKind, VERSION, WireError,
 };
 
 /// What a stream asks for.
@@ -30,6 +30,7 @@ enum Opening {
     Watch,
     Generate(GenerateRequest),
     Speak(SpeakRequest),
+    Hear(HearRequest),
     Attach(Attach),
     Drill(Drill),
 }
@@ -92,6 +93,7 @@ pub(super) async fn serve(
         }
         Ok(Opening::Generate(request)) => generate(service, &guest, request, send, reader).await,
         Ok(Opening::Speak(request)) => speak(service, &guest, request, send, reader).await,
+        Ok(Opening::Hear(request)) => hear(service, &guest, request, send, reader).await,
         Ok(Opening::Attach(request)) => attach(&service, &guest, request, send, reader).await,
         Ok(Opening::Drill(request)) => {
             let pause = |long| listener.hooks.pause(long);
@@ -128,6 +130,7 @@ async fn read(guest: &Guest, reader: &mut RecordReader) -> Result<Opening, WireE
         StreamKind::Exchange => reader.expect().await.map(Opening::Exchange),
         StreamKind::Attach => reader.expect().await.map(Opening::Attach),
         StreamKind::Speak => reader.expect().await.map(Opening::Speak),
+        StreamKind::Transcribe => reader.expect().await.map(Opening::Hear),
         StreamKind::Admin => reader.expect().await.map(Opening::Drill),
         StreamKind::Watch => return Ok(Opening::Watch),
         StreamKind::Generate => {
@@ -176,6 +179,25 @@ async fn speak(
     let client = talking(&service, guest, send);
     let span = tracing::debug_span!("speech", peer = guest.member.node.short());
     let served = voice::speak(&service, speaking, client, reader);
+    Box::pin(served.instrument(span)).await;
+}
+
+async fn hear(
+    service: Arc<Service>,
+    guest: &Guest,
+    request: HearRequest,
+    send: SendStream,
+    reader: RecordReader,
+) {
+    // First: from now on its datagrams are kept for it.
+    let mic = guest.mics.open(request.utterance);
+    let hearing = match service.admit_hearing(request) {
+        Ok(hearing) => hearing.for_another(),
+        Err(error) => return reply(&service, send, &error).await,
+    };
+    let client = talking(&service, guest, send);
+    let span = tracing::debug_span!("hearing", peer = guest.member.node.short());
+    let served = voice::hear(&service, hearing, client, reader, mic);
     Box::pin(served.instrument(span)).await;
 }
 

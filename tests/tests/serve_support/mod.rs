@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod listener;
+pub mod mouth;
 pub mod peers;
 pub mod tap;
 pub mod twins;

@@ -76,6 +76,21 @@ impl Registry {
         })
     }
 
+    /// The engine that transcribes with `model` (empty = any), likewise.
+    ///
+    /// # Errors
+    /// As [`Registry::pick`].
+    pub fn pick_hearing(&self, model: &str, engine: u16) -> Result<Picked, WireError> {
+        let catalog = self.catalog();
+        let hears = |m: &ModelAdvert| m.kind == ModelKind::Stt;
+        let named = |m: &ModelAdvert| model.is_empty() || m.name.eq_ignore_ascii_case(model);
+        self.best(&catalog, engine, |m| hears(m) && named(m))
+            .unwrap_or_else(|| {
+                let all = catalog.models.iter();
+                Err(unknown_model(model, all.filter(|m| hears(m))))
+            })
+    }
+
     /// The best model that `suits`, on engine number `engine` or any with `u16::MAX`: of the
     /// healthiest engine, the readiest. `None` if there is none.
     ///
