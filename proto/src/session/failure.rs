@@ -1,14 +1,11 @@
 //! What a failed attempt does: count, reattach, make room for the next.
 
 use super::attempt::{Attempt, AttemptId};
-use super::machine::{Loss, NEVER, RETRY_PAUSE, Session, Tried};
+use super::machine::{Loss, Session};
 use super::{Closed, Effect, Failure, How, Note, Output, Reason};
-use crate::ids::NodeId;
 use crate::limits::MAX_ATTEMPTS;
 use crate::time::Mono;
-use crate::timeouts::BUSY_RETRY;
-use crate::wire::{Attach, ErrorCode, WireError};
-use std::time::Duration;
+use crate::wire::{Attach, WireError};
 
 impl Session {
     pub(super) fn refused(&mut self, id: AttemptId, error: WireError, now: Mono) {
@@ -17,40 +14,19 @@ impl Session {
             self.attempts.retain(|a| a.id != id);
             return self.end(Output::Failed(Failure::Refused(error)));
         }
-        if code == ErrorCode::Busy {
-            let after = match error.retry_after_ms {
-                0 => BUSY_RETRY,
-                ms => Duration::from_millis(u64::from(ms)),
-            };
-            self.busy = Some(self.busy.map_or(after, |b| b.min(after)));
-        }
-        let attach = self.find(id).is_some_and(|a| a.attach);
-        let out_until = match code {
-            // Nothing is lost yet: the caller hears `busy` and decides.
-            ErrorCode::Busy if self.delivered.is_empty() => NEVER,
-            ErrorCode::Busy => now + self.busy.unwrap_or(BUSY_RETRY),
-            // Of one that has just started, or restarts: it may have the model in a moment.
-            ErrorCode::UnknownModel | ErrorCode::Draining if !self.delivered.is_empty() => {
-                now + BUSY_RETRY
-            }
-            // A refused reattachment says nothing of a new generation there.
-            code if code.is_failure() || attach => Mono::ZERO,
-            _ => NEVER,
-        };
-        if let Some(tried) = self.find(id).map(|a| (a.node(), a.candidate.engine)) {
-            self.tried(tried).out_until = out_until;
+        if let Some(a) = self.find(id) {
+            let (engine, attach) = ((a.node(), a.candidate.engine), a.attach);
+            let begun = !self.delivered.is_empty();
+            self.tried.refused(engine, &error, begun, attach, now);
         }
         self.last_refusal = Some(error);
         self.fail(id, Reason::Refused(code));
     }
 
     pub(super) fn closed(&mut self, id: AttemptId, closed: Closed, now: Mono) {
-        let reason = match closed {
-            Closed::Refused(error) => return self.refused(id, error, now),
-            Closed::Unreachable(_) => Reason::Unreachable,
-            Closed::Protocol(_) => Reason::Protocol,
-            Closed::Ended => Reason::EndedEarly,
-            Closed::Lost(_) => Reason::Lost,
+        let reason = match closed.reason() {
+            Ok(reason) => reason,
+            Err(error) => return self.refused(id, error, now),
         };
         let moves = reason == Reason::Lost || self.is_attaching(id);
         if moves && self.go_on_fresh_path(id) {
@@ -112,12 +88,7 @@ impl Session {
         let (digest, model) = (failed.digest.clone(), failed.candidate.model.clone());
         let was_hedge = failed.hedge;
         if !matches!(&reason, Reason::Refused(code) if !code.is_failure()) {
-            let now = self.now;
-            let tried = self.tried((node, engine));
-            tried.failures += 1;
-            if let Some(doublings) = tried.failures.checked_sub(2) {
-                tried.out_until = now + RETRY_PAUSE * (1 << doublings.min(4));
-            }
+            self.tried.failed((node, engine), self.now);
         }
         self.drop_attempt(id);
         self.effects.push_back(Effect::Reset(id));
@@ -156,23 +127,6 @@ impl Session {
             return self.end(Output::Failed(Failure::Incomplete { reason }));
         }
         self.rank();
-    }
-
-    pub(super) fn tried(&mut self, (node, engine): (NodeId, u16)) -> &mut Tried {
-        let at = self
-            .tried
-            .iter()
-            .position(|t| t.node == node && t.engine == engine);
-        let at = at.unwrap_or_else(|| {
-            self.tried.push(Tried {
-                node,
-                engine,
-                failures: 0,
-                out_until: Mono::ZERO,
-            });
-            self.tried.len() - 1
-        });
-        &mut self.tried[at]
     }
 
     pub(super) fn record_loss(&mut self, loss: Loss) {

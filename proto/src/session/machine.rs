@@ -3,6 +3,7 @@
 use super::attempt::{Attempt, AttemptId, Stage};
 use super::fresh::Fresh;
 use super::handover::Handover;
+use super::tried::Tried;
 use super::{Config, Effect, Failure, How, Input, Note, Output, Reason, Silence};
 use crate::ids::NodeId;
 use crate::limits::{MAX_ATTEMPTS, MAX_PARALLEL_ATTEMPTS};
@@ -11,26 +12,6 @@ use crate::time::Mono;
 use crate::timeouts::WAIT_FOR_PEER;
 use crate::wire::{Chunk, WireError};
 use std::collections::VecDeque;
-use std::time::Duration;
-
-/// Before the first output, an engine that failed this often is not asked again: the caller
-/// hears of it at once.
-const MAX_FAILURES: u32 = 2;
-/// With a broken answer in hand, an engine that failed twice is asked again after this; each
-/// further failure doubles it.
-pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(250);
-/// Beyond the life of any session.
-pub(super) const NEVER: Mono = Mono::from_micros(u64::MAX);
-
-/// What is known of an engine that was tried.
-#[derive(Debug)]
-pub(super) struct Tried {
-    pub(super) node: NodeId,
-    pub(super) engine: u16,
-    pub(super) failures: u32,
-    /// Not asked again before this (busy, failed twice), or at all (no such model, context).
-    pub(super) out_until: Mono,
-}
 
 /// The producer that was lost or suspected, until somebody goes on.
 #[derive(Debug, Clone)]
@@ -58,12 +39,11 @@ pub struct Session {
     pub(super) held: Vec<(Chunk, String)>,
     pub(super) handover: Handover,
     pub(super) fresh: Fresh,
-    pub(super) tried: Vec<Tried>,
+    pub(super) tried: Tried,
     pub(super) loss: Option<Loss>,
     pub(super) last_token: Mono,
     pub(super) last_reason: Option<Reason>,
     pub(super) last_refusal: Option<WireError>,
-    pub(super) busy: Option<Duration>,
     /// The time of the latest input.
     pub(super) now: Mono,
     /// A ranking was asked for.
@@ -96,12 +76,11 @@ impl Session {
             held: Vec::new(),
             handover: Handover::default(),
             fresh: Fresh::default(),
-            tried: Vec::new(),
+            tried: Tried::default(),
             loss: None,
             last_token: now,
             last_reason: None,
             last_refusal: None,
-            busy: None,
             now,
             ranking: true,
             last_rank: now,
@@ -184,11 +163,7 @@ impl Session {
     }
 
     pub(super) fn next_retry(&self) -> Option<Mono> {
-        self.tried
-            .iter()
-            .map(|t| t.out_until)
-            .filter(|at| *at > self.last_rank)
-            .min()
+        self.tried.next_retry(self.last_rank)
     }
 
     /// A suspect goes on alone, and a backup would be of use.
@@ -238,15 +213,8 @@ impl Session {
 
     /// The best candidate that is not at work, not out, and has failed least.
     pub(super) fn choose(&self, candidates: Vec<Candidate>, now: Mono) -> Option<Candidate> {
-        let failures = |c: &Candidate| {
-            let tried = self
-                .tried
-                .iter()
-                .find(|t| t.node == c.node && t.engine == c.engine);
-            let begun = !self.delivered.is_empty();
-            let fit = |t: &Tried| now >= t.out_until && (begun || t.failures < MAX_FAILURES);
-            tried.map_or(Some(0), |t| fit(t).then_some(t.failures))
-        };
+        let begun = !self.delivered.is_empty();
+        let failures = |c: &Candidate| self.tried.failures(c, begun, now);
         candidates
             .into_iter()
             .filter(|c| !c.draining && self.attempts.iter().all(|a| a.node() != c.node))
@@ -331,7 +299,7 @@ impl Session {
         let reason = self.last_reason.clone().unwrap_or(Reason::Unreachable);
         let failure = if !self.delivered.is_empty() {
             Failure::Interrupted { reason }
-        } else if let Some(retry_after) = self.busy {
+        } else if let Some(retry_after) = self.tried.busy {
             Failure::Busy { retry_after }
         } else if let Some(refusal) = self.last_refusal.take() {
             Failure::Refused(refusal)

@@ -48,6 +48,7 @@ mod handover;
 mod machine;
 mod silence;
 mod suspicion;
+mod tried;
 
 pub use attempt::AttemptId;
 pub use machine::Session;
@@ -107,6 +108,19 @@ pub enum Closed {
     Ended,
     /// The peer refused the stream.
     Refused(WireError),
+}
+
+impl Closed {
+    /// Why the attempt is over; what the peer answered is an error.
+    pub(crate) fn reason(self) -> Result<Reason, WireError> {
+        match self {
+            Closed::Unreachable(_) => Ok(Reason::Unreachable),
+            Closed::Lost(_) => Ok(Reason::Lost),
+            Closed::Protocol(_) => Ok(Reason::Protocol),
+            Closed::Ended => Ok(Reason::EndedEarly),
+            Closed::Refused(error) => Err(error),
+        }
+    }
 }
 
 /// What the driver must do.

@@ -1,7 +1,8 @@
 //! What silence, stalls and farewells do: a backup beside the original.
 
 use super::attempt::{Attempt, AttemptId};
-use super::machine::{NEVER, Session};
+use super::machine::Session;
+use super::tried::NEVER;
 use super::{Effect, Note, Reason};
 use crate::ids::NodeId;
 use crate::time::Mono;
