@@ -46,7 +46,7 @@ impl Session {
         let (Some(generation), false) = (lost.generation, lost.reattaches()) else {
             return false;
         };
-        let (draining, itl, hedge) = (lost.draining, lost.itl, lost.hedge);
+        let (draining, itl, hedge, exact) = (lost.draining, lost.itl, lost.hedge, lost.exact);
         let (candidate, have, digest) = (lost.candidate.clone(), lost.next, lost.digest.clone());
         if self.next_id >= MAX_ATTEMPTS {
             return false;
@@ -65,7 +65,7 @@ impl Session {
         let mut attempt = self.attempt(candidate, have as usize, now);
         attempt.attach = true;
         attempt.generation = Some(generation);
-        attempt.digest = digest;
+        (attempt.digest, attempt.exact) = (digest, exact);
         (attempt.draining, attempt.itl, attempt.hedge) = (draining, itl, hedge);
         self.last_reason = Some(Reason::Lost);
         // The generation is the same one: what is held stays valid, and its tokens go on

@@ -161,7 +161,7 @@ impl Session {
         }
         let Some(lost) = lost else { return };
         let same = attempt.digest == lost.digest && !attempt.digest.is_empty();
-        let seam = if attempt.attach || self.delivered.is_empty() || (attempt.exact && same) {
+        let seam = if self.delivered.is_empty() || (attempt.exact && same) {
             Seam::Exact
         } else if same || same_name(&attempt.candidate.model, &lost.model) {
             Seam::Continued

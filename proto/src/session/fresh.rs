@@ -119,6 +119,7 @@ impl Session {
         let old = &self.attempts[at];
         (attempt.draining, attempt.itl) = (old.draining, old.itl);
         (attempt.hedge, attempt.differs) = (old.hedge, old.differs);
+        attempt.exact = old.exact;
         if self.current == Some(of) {
             self.current = Some(attempt.id);
         }

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 use unamesh_proto::rank::{Candidate, Cost};
-use unamesh_proto::session::{AttemptId, Config, Effect, How, Input, Note, Output, Session};
+use unamesh_proto::session::{AttemptId, Config, Effect, How, Input, Note, Output, Seam, Session};
 use unamesh_proto::stalls::Bounds;
 use unamesh_proto::wire::{
     Accepted, Chunk, Done, ErrorCode, FinishReason, GenFrame, Phase, Progress, Token, Usage,
@@ -100,11 +100,16 @@ impl Bench {
     }
 
     pub fn accepted(&mut self, attempt: u32) {
+        self.accepted_as(attempt, true);
+    }
+
+    /// `exact`: the prefix went in as token ids.
+    pub fn accepted_as(&mut self, attempt: u32, exact: bool) {
         let accepted = Accepted {
             generation: GenerationId([attempt as u8; 16]),
             engine: 0,
             digest: "d".into(),
-            exact: true,
+            exact,
         };
         self.frame(attempt, GenFrame::Accepted(accepted));
     }
@@ -164,6 +169,14 @@ impl Bench {
 
     pub fn last(&self) -> &Output {
         self.outputs.last().expect("an output")
+    }
+
+    /// The seam of the last change of peer.
+    pub fn seam(&self) -> Option<Seam> {
+        self.outputs.iter().rev().find_map(|o| match o {
+            Output::PeerChanged { seam, .. } => Some(*seam),
+            _ => None,
+        })
     }
 
     pub fn prefix(&self, attempt: usize) -> String {
