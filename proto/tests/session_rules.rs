@@ -46,6 +46,49 @@ fn a_wrong_request_is_not_tried_elsewhere() {
 }
 
 #[test]
+fn a_refusal_beside_another_attempt_is_kept_for_the_end() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.pass(SILENCE_MIN + Duration::from_millis(1));
+    assert_eq!((bench.opened.len(), bench.hedges), (2, 2));
+    // The backup's template cannot take it, which the original could.
+    bench.error(1, ErrorCode::Invalid);
+    assert!(!bench.session.is_ended());
+    bench.token(0, 0, "one ");
+    assert_eq!(
+        bench.hedges, 3,
+        "what was paid for and did nothing comes back"
+    );
+    bench.done(0, 1);
+    assert!(matches!(bench.last(), Output::Done { .. }));
+
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.pass(SILENCE_MIN + Duration::from_millis(1));
+    bench.error(1, ErrorCode::Invalid);
+    bench.error(0, ErrorCode::EngineDown);
+    bench.error(2, ErrorCode::EngineDown);
+    assert!(
+        matches!(bench.last(), Output::Failed(Failure::Refused(e)) if e.code == ErrorCode::Invalid),
+        "nobody else served it: {:?}",
+        bench.last()
+    );
+}
+
+#[test]
+fn a_connection_that_is_refused_says_nothing_of_the_request() {
+    let mut bench = Bench::new(&[1, 2], true);
+    let refused = || Closed::Refused(WireError::new(ErrorCode::Forbidden, "expired"));
+    bench.input(Input::Closed(AttemptId(0), refused()));
+    assert_eq!(bench.opened.len(), 2, "the next machine is asked");
+    bench.input(Input::Closed(AttemptId(1), refused()));
+    assert_eq!(bench.opened.len(), 2, "and nobody twice");
+    assert!(
+        matches!(bench.last(), Output::Failed(Failure::Refused(e)) if e.code == ErrorCode::Forbidden)
+    );
+}
+
+#[test]
 fn before_the_first_token_the_next_peer_is_tried_silently() {
     let mut bench = Bench::new(&[1, 2], true);
     bench.error(0, ErrorCode::EngineDown);
