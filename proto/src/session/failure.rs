@@ -63,7 +63,7 @@ impl Session {
         };
         let (draining, itl, hedge, exact) = (lost.draining, lost.itl, lost.hedge, lost.exact);
         let (candidate, have, digest) = (lost.candidate.clone(), lost.next, lost.digest.clone());
-        if self.next_id >= MAX_ATTEMPTS {
+        if self.spent >= MAX_ATTEMPTS {
             return false;
         }
         let was_current = self.current == Some(id);
@@ -77,7 +77,8 @@ impl Session {
                 last_token: self.last_token,
             });
         }
-        let mut attempt = self.attempt(candidate, have as usize, now);
+        let new = self.new_id();
+        let mut attempt = self.attempt_as(new, candidate, have as usize, now);
         attempt.attach = true;
         attempt.generation = Some(generation);
         (attempt.digest, attempt.exact) = (digest, exact);
@@ -102,6 +103,8 @@ impl Session {
         let (node, engine) = (failed.node(), failed.candidate.engine);
         let (digest, model) = (failed.digest.clone(), failed.candidate.model.clone());
         let was_hedge = failed.hedge;
+        let in_vain = u32::from(failed.reattaches());
+        self.spent += in_vain;
         if !matches!(&reason, Reason::Refused(code) if !code.is_failure()) {
             self.tried.failed((node, engine), self.now);
         }

@@ -98,7 +98,8 @@ impl Session {
         if !attempt.draining {
             // The original produces again before its backup did: it goes on alone.
             self.return_hedge();
-            self.reset_others(id);
+            // They come back: nothing failed.
+            self.spent = self.spent.saturating_sub(self.reset_others(id));
             self.loss = None;
         }
         self.held.push((token.chunk, token.extra));

@@ -30,7 +30,7 @@
 use super::attempt::{Attempt, AttemptId, Stage};
 use super::machine::Session;
 use super::{Effect, How, Reason};
-use crate::limits::MAX_ATTEMPTS;
+use crate::limits::{MAX_ATTEMPTS, MIN_ATTEMPTS_LEFT};
 use crate::time::Mono;
 use crate::timeouts::HANDOVER_LEAD;
 use crate::wire::Chunk;
@@ -45,8 +45,6 @@ const PATIENCE: f64 = 1.9;
 const LEAD: std::ops::RangeInclusive<u32> = 2..=16;
 /// A backup that is further behind than this, with nobody else left, is asked again.
 const BEHIND: usize = 4;
-/// Attempts that are kept for failures: without them no backup is asked again.
-const RESERVE: u32 = 4;
 
 /// A planned leave under way.
 #[derive(Debug, Default)]
@@ -91,7 +89,7 @@ impl Session {
         let Some(backup) = warm.filter(|_| ready) else {
             return;
         };
-        if self.lead() >= self.wanted_lead() && self.next_id + RESERVE < MAX_ATTEMPTS {
+        if self.lead() >= self.wanted_lead() && self.can_spare_one() {
             let backup = backup.id;
             self.fix_seam();
             self.ask_again(backup, now);
@@ -100,13 +98,18 @@ impl Session {
 
     /// The backup's own answer ended, and not where this one does: it is asked again from here.
     pub(super) fn ends_elsewhere(&mut self, id: AttemptId, now: Mono) {
-        if self.next_id >= MAX_ATTEMPTS {
+        if self.spent >= MAX_ATTEMPTS {
             return self.fail(id, Reason::Protocol);
         }
         if self.current.is_some() {
             self.fix_seam();
         }
         self.ask_again(id, now);
+    }
+
+    /// An attempt more leaves enough of them for failures.
+    pub(super) fn can_spare_one(&self) -> bool {
+        self.spent + MIN_ATTEMPTS_LEFT < MAX_ATTEMPTS
     }
 
     /// The backup continues after everything up to the seam, which is given out now.
@@ -148,7 +151,7 @@ impl Session {
             .filter(|b| b.stage == Stage::Producing);
         if let Some((id, differs, next)) = backup.map(|b| (b.id, b.differs, b.next as usize))
             && (differs || next + BEHIND < self.delivered.len())
-            && self.next_id < MAX_ATTEMPTS
+            && self.spent < MAX_ATTEMPTS
         {
             self.ask_again(id, now);
         }

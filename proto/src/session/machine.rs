@@ -31,6 +31,8 @@ pub struct Session {
     /// Whoever produced last.
     pub(super) current: Option<AttemptId>,
     pub(super) next_id: u32,
+    /// Attempts that count against [`MAX_ATTEMPTS`].
+    pub(super) spent: u32,
     pub(super) delivered: Vec<Chunk>,
     /// The last of it has no text: what it began is in no prefix.
     pub(super) half_made: bool,
@@ -71,6 +73,7 @@ impl Session {
             attempts: Vec::with_capacity(MAX_PARALLEL_ATTEMPTS),
             current: None,
             next_id: 0,
+            spent: 0,
             delivered: Vec::new(),
             half_made: false,
             held: Vec::new(),
@@ -225,7 +228,7 @@ impl Session {
     }
 
     pub(super) fn open(&mut self, candidate: Candidate, now: Mono) {
-        if self.next_id >= MAX_ATTEMPTS {
+        if self.spent >= MAX_ATTEMPTS {
             if self.attempts.is_empty() {
                 self.give_up();
             }
@@ -258,9 +261,15 @@ impl Session {
     }
 
     pub(super) fn attempt(&mut self, candidate: Candidate, next: usize, now: Mono) -> Attempt {
+        self.spent += 1;
+        let id = self.new_id();
+        self.attempt_as(id, candidate, next, now)
+    }
+
+    pub(super) fn new_id(&mut self) -> AttemptId {
         let id = AttemptId(self.next_id);
         self.next_id += 1;
-        self.attempt_as(id, candidate, next, now)
+        id
     }
 
     pub(super) fn attempt_as(
@@ -344,10 +353,13 @@ impl Session {
         self.effects.extend(notes);
     }
 
-    pub(super) fn reset_others(&mut self, keep: AttemptId) {
+    /// Returns how many.
+    pub(super) fn reset_others(&mut self, keep: AttemptId) -> u32 {
+        let mut count = 0;
         while let Some(at) = self.attempts.iter().position(|a| a.id != keep) {
             self.learn(self.attempts[at].id);
             let other = self.attempts.remove(at);
+            count += 1;
             self.effects.push_back(Effect::Reset(other.id));
             self.in_vain(&other);
             if let Some(reason) = other.suspect {
@@ -360,6 +372,7 @@ impl Session {
             }
         }
         self.drop_orphan();
+        count
     }
 
     pub(super) fn emit(&mut self, output: Output) {
