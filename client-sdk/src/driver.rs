@@ -3,7 +3,7 @@
 //! A [`Generation`] is a stream that the caller pulls: nothing is spawned and nothing is
 //! buffered, so a slow caller slows the peer down (backpressure) and dropping the stream
 //! cancels the request. One poll is: frames first (a caller that paused must not take its own
-//! pause for a peer's silence), then news of the peer table, then the timer. The timer is
+//! pause for a peer's silence), then news of the peer table, the timer, the client's end. The timer is
 //! re-armed lazily: every frame moves the deadlines back, but the timer wheel is only touched
 //! when the old deadline fires.
 
@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::sync::watch;
 use tokio::time::Sleep;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use unamesh_proto::session::{AttemptId, Closed, Effect, Failure, How, Input, Output, Session};
 use unamesh_proto::table::{Liveness, Snapshot};
 use unamesh_proto::wire::{GenFrame, GenerateRequest, NodeState};
@@ -39,6 +40,10 @@ pub struct Generation {
     news: BoxFuture<Option<Table>>,
     timer: Pin<Box<Sleep>>,
     armed: Option<Mono>,
+    /// The client ends.
+    leaving: BoxFuture<()>,
+    /// Until the terminal event.
+    running: Option<TaskTrackerToken>,
     /// The text that was delivered, for an error that loses nothing.
     text: String,
     tokens: u32,
@@ -68,6 +73,8 @@ impl Generation {
             news,
             timer: Box::pin(tokio::time::sleep(std::time::Duration::ZERO)),
             armed: None,
+            leaving: Box::pin(shared.leaving.clone().cancelled_owned()),
+            running: Some(shared.running.token()),
             text: String::new(),
             tokens: 0,
             shared,
@@ -217,6 +224,9 @@ impl Generation {
             Output::Done { finish, usage } => Event::Done { finish, usage },
             Output::Failed(failure) => Event::Failed(self.error(failure)),
         };
+        if matches!(event, Event::Done { .. } | Event::Failed(_)) {
+            self.running = None;
+        }
         self.events.push_back(event);
     }
 
@@ -356,6 +366,15 @@ impl Generation {
         }
         true
     }
+
+    /// Ends the session when the client does; true if it did.
+    fn poll_leaving(&mut self, cx: &mut Context<'_>) -> bool {
+        let left = self.leaving.as_mut().poll(cx).is_ready();
+        if left {
+            self.input(Input::Leave);
+        }
+        left
+    }
 }
 
 fn news(mut table: Table) -> BoxFuture<Option<Table>> {
@@ -373,7 +392,11 @@ impl Stream for Generation {
             if self.session.is_ended() {
                 return Poll::Ready(None);
             }
-            if !(self.poll_links(cx) || self.poll_news(cx) || self.poll_timer(cx)) {
+            let moved = self.poll_links(cx)
+                || self.poll_news(cx)
+                || self.poll_timer(cx)
+                || self.poll_leaving(cx);
+            if !moved {
                 return Poll::Pending;
             }
         }

@@ -11,6 +11,8 @@ use crate::transport::Transport;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use unamesh_proto::breaker::{Breakers, Standing};
 use unamesh_proto::hedge::{Counts, Hedges};
 use unamesh_proto::learned::Learned;
@@ -29,6 +31,10 @@ pub(crate) struct Shared {
     pub transport: Arc<dyn Transport>,
     /// Who wants to know what happens; nobody has to.
     pub activity: broadcast::Sender<Activity>,
+    /// The requests that run.
+    pub running: TaskTracker,
+    /// The program ends, and every request with it.
+    pub leaving: CancellationToken,
     memory: Mutex<Memory>,
 }
 
@@ -46,10 +52,15 @@ struct Memory {
 
 impl Shared {
     pub fn new(table: watch::Receiver<Arc<Snapshot>>, transport: Arc<dyn Transport>) -> Self {
+        let running = TaskTracker::new();
+        // So that waiting for it is waiting until it is empty.
+        running.close();
         Shared {
             table,
             transport,
             activity: broadcast::Sender::new(activity::BACKLOG),
+            running,
+            leaving: CancellationToken::new(),
             memory: Mutex::default(),
         }
     }

@@ -268,7 +268,7 @@ impl Breaker {
 fn counts(reason: &Reason) -> bool {
     match reason {
         Reason::Refused(code) => code.is_failure(),
-        Reason::Draining => false,
+        Reason::Draining | Reason::Leaving => false,
         Reason::DialSlow
         | Reason::Unreachable
         | Reason::Silence

@@ -325,6 +325,29 @@ fn cancelling_resets_everything_and_nothing_follows() {
 }
 
 #[test]
+fn a_program_that_leaves_ends_its_answers_with_what_they_have() {
+    let ends_as = |spliceable, delivered| {
+        let mut bench = Bench::new(&[1, 2], spliceable);
+        bench.accepted(0);
+        if delivered {
+            bench.token(0, 0, "one ");
+        }
+        bench.input(Input::Leave);
+        assert_eq!(bench.reset, [AttemptId(0)]);
+        bench.last().clone()
+    };
+    let reason = || Reason::Leaving;
+    let interrupted = Failure::Interrupted { reason: reason() };
+    assert_eq!(ends_as(true, true), Output::Failed(interrupted));
+    let incomplete = Failure::Incomplete { reason: reason() };
+    assert_eq!(ends_as(false, true), Output::Failed(incomplete));
+    match ends_as(true, false) {
+        Output::Failed(Failure::Refused(error)) => assert_eq!(error.code, ErrorCode::Draining),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn peers_that_failed_are_asked_again_rather_than_losing_the_answer() {
     let mut bench = Bench::new(&[1, 2], true);
     bench.accepted(0);

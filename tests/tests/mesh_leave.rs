@@ -1,10 +1,15 @@
 //! Machines that leave on purpose: the lid closes, the process is told to end, its owner wants a
 //! pause, the battery runs low. Real processes; what a client sees of each.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code"
+)]
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
@@ -40,8 +45,18 @@ struct Mesh {
 impl Mesh {
     /// `wrappers`: the command lines before the two machines' agents; `config`: lines for both.
     async fn start(wrappers: [Vec<String>; 2], config: &str) -> Self {
+        Self::start_with(Setup::new("desk"), wrappers, config, 100).await
+    }
+
+    /// The same with this desk, and answers of `tokens` tokens.
+    async fn start_with(
+        desk: Setup,
+        wrappers: [Vec<String>; 2],
+        config: &str,
+        tokens: usize,
+    ) -> Self {
         let script = Script {
-            tokens: 100,
+            tokens,
             pace: Duration::from_millis(20),
             ..Script::default()
         };
@@ -55,11 +70,7 @@ impl Mesh {
             config.clone_into(&mut setup.config);
             setup
         };
-        let setups = vec![
-            Setup::new("desk"),
-            machine(0, "laptop"),
-            machine(1, "tower"),
-        ];
+        let setups = vec![desk, machine(0, "laptop"), machine(1, "tower")];
         let cluster = Cluster::start(setups).await;
         let mesh = Self {
             cluster,
@@ -75,8 +86,12 @@ impl Mesh {
     }
 
     async fn ask(&self) -> Answer {
-        let desk = &self.cluster.agents[0];
-        Answer::new(Generation::start(desk, &self.script.model, "Count.").await)
+        self.ask_at(0).await
+    }
+
+    async fn ask_at(&self, asked: usize) -> Answer {
+        let asked = &self.cluster.agents[asked];
+        Answer::new(Generation::start(asked, &self.script.model, "Count.").await)
     }
 }
 
@@ -281,6 +296,87 @@ async fn sigterm_mid_answer_is_not_felt() {
     }
     gaps.judge("SIGTERM");
     println!("SIGTERM: the answer is over and the process has ended: {exits}");
+}
+
+/// Tokens of an answer that takes longer than an agent waits for its tasks to end.
+const LONG: usize = 350;
+
+/// A mesh that gives long answers, and time for them at SIGTERM.
+async fn patient() -> Mesh {
+    let serve = "[serve]\ndrain_ms = 30000\n";
+    let mut desk = Setup::new("desk");
+    serve.clone_into(&mut desk.config);
+    // Below the engine's table: one that stays has room for what moves to it.
+    let config = format!("slots = 2\n{serve}");
+    Mesh::start_with(desk, Default::default(), &config, LONG).await
+}
+
+#[tokio::test]
+async fn those_who_leave_finish_the_answers_of_their_own_applications() {
+    let mut mesh = patient().await;
+    let (desk, laptop) = (0, 1);
+    for by_signal in [true, false] {
+        // One is computed by the application's own machine, and moves by the leave; the other
+        // one elsewhere all the time.
+        let mut own = mesh.ask_at(laptop).await;
+        own.read(&mesh, 10).await;
+        assert_eq!(own.answering, laptop, "its own engine is the nearest");
+        let mut other = mesh.ask().await;
+        other.read(&mesh, 10).await;
+        for index in [laptop, desk] {
+            let agent = &mesh.cluster.agents[index];
+            if by_signal {
+                agent.signal(Signal::TERM);
+            } else {
+                agent.run(&["drain", "--deadline", "30s"]).await.unwrap();
+            }
+        }
+        let mut gaps = Gaps::default();
+        tokio::join!(own.goes_on(&mesh, &mut gaps), other.read(&mesh, usize::MAX));
+        assert_eq!(other.text, mesh.script.answer(), "{:?}", other.end);
+        for index in [laptop, desk] {
+            let over = Instant::now();
+            let status = mesh.cluster.agents[index].ended().await;
+            assert!(status.success() && over.elapsed() < EXIT, "{status}");
+            mesh.cluster.agents[index].start().await;
+        }
+        mesh.cluster.met().await;
+        mesh.all_chosen().await;
+    }
+}
+
+#[tokio::test]
+async fn at_the_deadline_a_leaving_desk_says_what_was_delivered() {
+    let mut mesh = patient().await;
+    let drain = ["drain", "--deadline", "300ms"];
+    let mut answer = mesh.ask().await;
+    answer.read(&mesh, 20).await;
+    let told = Instant::now();
+    mesh.cluster.agents[0].run(&drain).await.unwrap();
+    answer.read(&mesh, usize::MAX).await;
+    let error = &answer.end.as_ref().expect("a silent end")["error"];
+    assert_eq!(error["code"], "interrupted", "{:?}", answer.end);
+    assert_eq!(error["delivered_tokens"], answer.tokens);
+    assert!(mesh.script.answer().starts_with(&answer.text));
+    assert!(mesh.cluster.agents[0].ended().await.success());
+    assert!(told.elapsed() < EXIT, "{:?}", told.elapsed());
+
+    mesh.cluster.agents[0].start().await;
+    mesh.all_chosen().await;
+    let desk = &mesh.cluster.agents[0];
+    let body = json!({"model": mesh.script.model, "stream": true, "temperature": 0,
+        "messages": [{"role": "user", "content": "Count."}]});
+    let gateway = desk.gateway();
+    let chunks = gateway.send("/v1/chat/completions", Some(&body)).await;
+    let (mut chunks, mut last) = (chunks.unwrap(), String::new());
+    desk.run(&drain).await.unwrap();
+    while let Some(line) = timeout(PATIENCE, chunks.line()).await.unwrap().unwrap() {
+        last = line;
+    }
+    let last = last.strip_prefix("data: ").unwrap();
+    let last: Value = serde_json::from_str(last).expect("an error is no [DONE]");
+    assert_eq!(last["error"]["code"], "interrupted", "{last}");
+    assert!(mesh.cluster.agents[0].ended().await.success());
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::limits::{MAX_ATTEMPTS, MAX_PARALLEL_ATTEMPTS};
 use crate::rank::Candidate;
 use crate::time::Mono;
 use crate::timeouts::WAIT_FOR_PEER;
-use crate::wire::{Chunk, WireError};
+use crate::wire::{Chunk, ErrorCode, WireError};
 use std::collections::VecDeque;
 
 /// The producer that was lost or suspected, until somebody goes on.
@@ -123,6 +123,7 @@ impl Session {
             Input::Hedge => self.may_hedge(),
             Input::Wake => self.wake(now),
             Input::Cancel => self.end(Output::Failed(Failure::Cancelled)),
+            Input::Leave => self.leave(),
         }
     }
 
@@ -314,6 +315,20 @@ impl Session {
             Failure::Refused(refusal)
         } else {
             Failure::NoPeer
+        };
+        self.end(Output::Failed(failure));
+    }
+
+    /// Ends here although somebody could go on: nobody will be there to take it.
+    fn leave(&mut self) {
+        let reason = Reason::Leaving;
+        let failure = if self.delivered.is_empty() {
+            let message = "this machine is leaving the mesh: ask again in a moment";
+            Failure::Refused(WireError::new(ErrorCode::Draining, message))
+        } else if self.may_go_on() {
+            Failure::Interrupted { reason }
+        } else {
+            Failure::Incomplete { reason }
         };
         self.end(Output::Failed(failure));
     }

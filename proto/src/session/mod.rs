@@ -93,6 +93,8 @@ pub enum Input {
     Wake,
     /// The caller wants no more.
     Cancel,
+    /// The program that asks ends: so does the answer, with what was delivered.
+    Leave,
 }
 
 /// How a stream ended without a terminal frame.
@@ -296,6 +298,8 @@ pub enum Reason {
     Protocol,
     /// The peer is leaving.
     Draining,
+    /// The program that asks is leaving itself.
+    Leaving,
     /// The peer or engine said so.
     Refused(ErrorCode),
 }
@@ -312,6 +316,7 @@ impl Reason {
             Reason::EndedEarly => "ended_early",
             Reason::Protocol => "protocol",
             Reason::Draining => "draining",
+            Reason::Leaving => "leaving",
             Reason::Refused(_) => "refused",
         }
     }
@@ -328,6 +333,7 @@ impl std::fmt::Display for Reason {
             Reason::EndedEarly => "its stream ended early",
             Reason::Protocol => "it broke the protocol",
             Reason::Draining => "it is leaving",
+            Reason::Leaving => "the machine that was asked is leaving",
             Reason::Refused(code) => return write!(f, "it answered {code}"),
         })
     }
