@@ -521,23 +521,47 @@ async fn a_low_battery_sends_answers_elsewhere() {
     mesh.all_chosen().await;
 }
 
-#[tokio::test]
-async fn a_sleep_that_nobody_announced_is_noticed() {
-    let files = tempfile::tempdir().unwrap();
-    let clock = files.path().join("clock");
-    std::fs::write(&clock, "+0").unwrap();
+/// A command line that shows its program a wall clock that is off by what `clock` says.
+fn with_clock(clock: &Path) -> Vec<String> {
+    std::fs::write(clock, "+0").unwrap();
     let library = std::fs::read_dir("/usr/lib").unwrap().flatten();
     let library = library
         .map(|entry| entry.path().join("faketime/libfaketime.so.1"))
         .find(|path| path.is_file())
         .expect("no libfaketime here: apt-get install faketime");
-    let wrapper = vec![
+    vec![
         "env".to_owned(),
         format!("LD_PRELOAD={}", library.display()),
         format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()),
         "FAKETIME_NO_CACHE=1".to_owned(),
         "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_ends_no_answer() {
+    let files = tempfile::tempdir().unwrap();
+    let clock = files.path().join("clock");
+    let mut desk = Setup::new("desk");
+    desk.wrapper = with_clock(&clock);
+    let mesh = Mesh::start_with(desk, Default::default(), "", 100).await;
+    let mut events = Events::of(&mesh.cluster.agents[0]).await;
+    let mut answer = mesh.ask().await;
+    answer.read(&mesh, 5).await;
+    std::fs::write(&clock, "+10").unwrap();
+    assert_eq!(events.next("woke").await["noticed_by"], "clocks");
+    answer.read(&mesh, usize::MAX).await;
+    assert_eq!(answer.text, mesh.script.answer(), "{:?}", answer.end);
+    assert!(answer.moved.is_none(), "its machine was awake all the time");
+    let asked: usize = mesh.engines.iter().map(|engine| engine.asked().len()).sum();
+    assert_eq!(asked, 1, "nothing was computed again");
+}
+
+#[tokio::test]
+async fn a_sleep_that_nobody_announced_is_noticed() {
+    let files = tempfile::tempdir().unwrap();
+    let clock = files.path().join("clock");
+    let wrapper = with_clock(&clock);
     let mesh = Mesh::start([wrapper, Vec::new()], "").await;
     let epoch = state(&mesh, 1).await["epoch"].as_u64().unwrap();
     let mut events = Events::of(&mesh.cluster.agents[1]).await;
