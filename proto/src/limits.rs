@@ -78,7 +78,8 @@ pub const MAX_STOPS: usize = 16;
 pub const MAX_STOP_BYTES: usize = 1024;
 /// Streams that one peer may hold open on a connection.
 pub const MAX_STREAMS_PER_PEER: u32 = 1024;
-/// Connections that one peer (one certificate) may hold; one more closes its oldest.
+/// Connections that one peer (one certificate) may hold; one more closes its oldest, of those
+/// without a listener if there is one.
 pub const MAX_CONNECTIONS_PER_PEER: usize = 8;
 /// Connections of members in all.
 pub const MAX_CONNECTIONS: usize = 512;

@@ -2,9 +2,11 @@
 
 use super::drills::Drills;
 use super::encoder::Encoder;
+use super::listener::Line;
 use bytes::Bytes;
 use quinn::{ConnectionError, SendStream};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use unamesh_client::endpoint::{CLOSE_NORMAL, close_code};
 use unamesh_client::framing::RecordReader;
@@ -26,24 +28,25 @@ pub(super) enum Gone {
 
 /// A client that listens.
 pub(super) struct Client {
-    connection: quinn::Connection,
+    line: Arc<Line>,
     send: SendStream,
     gone: BoxFuture<Gone>,
     drills: Arc<Drills>,
 }
 
 impl Client {
-    /// The client on a stream of `connection`, from which everything was read that it has to
+    /// The client on a stream of `line`, from which everything was read that it has to
     /// say.
     pub fn new(
-        connection: quinn::Connection,
+        line: Arc<Line>,
         send: SendStream,
         reader: RecordReader,
         drills: Arc<Drills>,
     ) -> Self {
-        let gone = Box::pin(gone(connection.clone(), send.stopped(), reader));
+        line.listening.fetch_add(1, Ordering::Relaxed);
+        let gone = Box::pin(gone(Arc::clone(&line), send.stopped(), reader));
         Client {
-            connection,
+            line,
             send,
             gone,
             drills,
@@ -77,7 +80,7 @@ impl Client {
             };
             match written {
                 Ok(written) => rest = rest.get_mut(written.chunks..).unwrap_or_default(),
-                Err(_) => return Err(verdict(&self.connection)),
+                Err(_) => return Err(verdict(&self.line)),
             }
         }
         Ok(())
@@ -109,10 +112,16 @@ impl Client {
     }
 }
 
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.line.listening.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Waits for the end of either direction. The client has said all that it had to say: a
 /// record more is as good as a reset.
 async fn gone(
-    connection: quinn::Connection,
+    line: Arc<Line>,
     stopped: impl Future<Output = Result<Option<quinn::VarInt>, quinn::StoppedError>> + Send,
     mut reader: RecordReader,
 ) -> Gone {
@@ -125,17 +134,18 @@ async fn gone(
     tokio::select! {
         stopped = stopped => match stopped {
             Ok(None) => Gone::Delivered,
-            _ => verdict(&connection),
+            _ => verdict(&line),
         },
-        () = reset => verdict(&connection),
+        () = reset => verdict(&line),
     }
 }
 
 /// What the end of a stream means: a connection that was closed on purpose takes its requests
-/// with it; one that broke may be followed by another.
-fn verdict(connection: &quinn::Connection) -> Gone {
-    match connection.close_reason() {
+/// with it; one that broke, or made room, may be followed by another.
+fn verdict(line: &Line) -> Gone {
+    match line.connection.close_reason() {
         None => Gone::Cancelled,
+        Some(ConnectionError::LocallyClosed) if line.was_replaced() => Gone::Lost,
         Some(ConnectionError::ApplicationClosed(_) | ConnectionError::LocallyClosed) => {
             Gone::Cancelled
         }

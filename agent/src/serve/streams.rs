@@ -79,7 +79,7 @@ pub(super) async fn serve(
             }
         }
         Ok(Opening::Exchange(theirs)) => {
-            let remote = canonical(guest.connection.remote_address());
+            let remote = canonical(guest.line.connection.remote_address());
             listener.hooks.received(guest.member, theirs, remote);
             // Not before: it may get a newer word than is noted, never an older one.
             let ours = listener.hooks.advert();
@@ -212,7 +212,7 @@ async fn drill(
 
 fn client(service: &Service, guest: &Guest, send: SendStream, reader: RecordReader) -> Client {
     let drills = Arc::clone(service.drills());
-    Client::new(guest.connection.clone(), send, reader, drills)
+    Client::new(Arc::clone(&guest.line), send, reader, drills)
 }
 
 /// Answers with one record and ends the stream.
