@@ -51,7 +51,9 @@ pub(super) async fn run(context: &Context, args: DrillArgs) -> Result<(), CliErr
     match report.trouble() {
         Some(trouble) => Err(CliError::new("drill", trouble)),
         None if out.json => Ok(()),
-        None => out.line(&format!("{GOOD}Nothing was lost.{GOOD:#}")),
+        None => out.line(&format!(
+            "{GOOD}Nothing was lost, and every bar is met.{GOOD:#}"
+        )),
     }
 }
 
@@ -71,6 +73,7 @@ fn plan(args: &DrillArgs) -> Plan {
         trials: usize::from(args.trials.unwrap_or(usual)),
         answers: usize::from(args.answers),
         tokens: usize::from(args.tokens),
+        tolerance: args.tolerance,
     }
 }
 
