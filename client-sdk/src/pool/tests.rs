@@ -326,14 +326,12 @@ async fn a_wake_takes_new_connections_and_lets_streams_end_on_the_old() {
     let mut other = client.open(server.node(), "finish").await.unwrap();
     while frame(&mut other).await.is_some() {}
     assert_eq!(server.accepted(), 2, "a new connection");
-    // Whole, and the one of before was not cancelled for it.
     assert!(matches!(
         soon(server.seen.recv()).await,
         Some(Seen::Generate(_))
     ));
     assert!(frame(&mut stream).now_or_never().is_none(), "it goes on");
-    drop(stream);
-    assert_eq!(soon(server.seen.recv()).await, Some(Seen::Cancelled));
+    assert!(server.seen.try_recv().is_err(), "and nobody cancelled it");
 }
 
 /// Forwards datagrams to `target` until it is stopped: a path that dies with its connection up.
