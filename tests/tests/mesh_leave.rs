@@ -352,7 +352,6 @@ async fn at_the_deadline_a_leaving_desk_says_what_was_delivered() {
     let drain = json!({"deadline_ms": 300});
     let mut answer = mesh.ask().await;
     answer.read(&mesh, 20).await;
-    let told = Instant::now();
     let gateway = mesh.cluster.agents[0].gateway();
     let drained = gateway.json("/unamesh/v1/drain", Some(&drain)).await;
     drained.unwrap();
@@ -362,7 +361,6 @@ async fn at_the_deadline_a_leaving_desk_says_what_was_delivered() {
     assert_eq!(error["delivered_tokens"], answer.tokens);
     assert!(mesh.script.answer().starts_with(&answer.text));
     assert!(mesh.cluster.agents[0].ended().await.success());
-    assert!(told.elapsed() < EXIT, "{:?}", told.elapsed());
 
     mesh.cluster.agents[0].start().await;
     mesh.all_chosen().await;
