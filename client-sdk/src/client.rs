@@ -76,7 +76,7 @@ impl Request {
         }
     }
 
-    pub(crate) fn need(&self, sticky: Option<NodeId>) -> Need<'_> {
+    pub(crate) fn need(&self, sticky: Option<(NodeId, u16)>) -> Need<'_> {
         Need {
             model: &self.model,
             kind: ModelKind::Llm,

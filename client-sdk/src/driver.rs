@@ -170,8 +170,8 @@ impl Generation {
 
     fn emit(&mut self, output: Output) {
         let event = match output {
-            Output::Started { node, why } => {
-                self.shared.stick(self.request.session, node);
+            Output::Started { node, engine, why } => {
+                self.shared.stick(self.request.session, (node, engine));
                 Event::Started {
                     peer: self.shared.peer(node),
                     why,
@@ -196,12 +196,13 @@ impl Generation {
             Output::PeerChanged {
                 from,
                 to,
+                engine,
                 seam,
                 gap,
                 backup_ttft,
                 reason,
             } => {
-                self.shared.stick(self.request.session, to);
+                self.shared.stick(self.request.session, (to, engine));
                 let (from, to) = (self.shared.peer(from), self.shared.peer(to));
                 self.shared.tell(Activity::PeerChanged {
                     request: self.id,

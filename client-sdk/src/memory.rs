@@ -38,11 +38,14 @@ pub(crate) struct Shared {
     memory: Mutex<Memory>,
 }
 
+/// The node, and its engine, that holds a conversation.
+type Held = (NodeId, u16);
+
 /// What outlives a request. Locked at its start and end, never per token.
 #[derive(Default)]
 struct Memory {
     silences: HashMap<NodeId, Silence>,
-    sessions: HashMap<u64, (NodeId, Mono)>,
+    sessions: HashMap<u64, (Held, Mono)>,
     breakers: Breakers,
     stalls: Stalls,
     hedges: Hedges,
@@ -86,22 +89,22 @@ impl Shared {
         self.memory().hedges.take()
     }
 
-    pub fn sticky(&self, session: u64) -> Option<NodeId> {
+    pub fn sticky(&self, session: u64) -> Option<Held> {
         if session == 0 {
             return None;
         }
         let memory = self.memory();
-        let sticky = memory.sessions.get(&session).map(|(node, _)| *node);
+        let sticky = memory.sessions.get(&session).map(|(held, _)| *held);
         // Its cache is worth less than an answer.
-        sticky.filter(|node| memory.breakers.trusts(*node))
+        sticky.filter(|(node, engine)| memory.breakers.trusts(*node, *engine, clock::mono()))
     }
 
-    pub fn stick(&self, session: u64, node: NodeId) {
+    pub fn stick(&self, session: u64, held: Held) {
         if session == 0 {
             return;
         }
         let mut memory = self.memory();
-        memory.sessions.insert(session, (node, clock::mono()));
+        memory.sessions.insert(session, (held, clock::mono()));
         if memory.sessions.len() > MAX_SESSIONS {
             let mut times: Vec<Mono> = memory.sessions.values().map(|(_, at)| *at).collect();
             let middle = times.len() / 2;

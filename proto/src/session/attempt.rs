@@ -122,6 +122,12 @@ impl Attempt {
         }
     }
 
+    /// Whether `other` may run beside it.
+    pub fn may_have_beside(&self, other: &Candidate) -> bool {
+        let stalls = self.suspect == Some(Reason::Stall) && !self.draining;
+        self.node() != other.node || (stalls && self.candidate.engine != other.engine)
+    }
+
     pub fn node(&self) -> NodeId {
         self.candidate.node
     }

@@ -106,7 +106,7 @@ impl Session {
         let in_vain = u32::from(failed.reattaches());
         self.spent += in_vain;
         if !matches!(&reason, Reason::Refused(code) if !code.is_failure()) {
-            self.tried.failed((node, engine), self.now);
+            self.tried.failed((node, engine), &reason, self.now);
         }
         self.drop_attempt(id);
         self.effects.push_back(Effect::Reset(id));

@@ -153,12 +153,13 @@ impl Session {
         let Some(attempt) = self.attempts.iter().find(|a| a.id == id) else {
             return;
         };
-        let to = attempt.node();
+        let (to, engine) = (attempt.node(), attempt.candidate.engine);
         self.digest.clone_from(&attempt.digest);
         if !self.started {
             self.started = true;
             let why = attempt.candidate.reason.clone();
-            return self.emit(Output::Started { node: to, why });
+            let node = to;
+            return self.emit(Output::Started { node, engine, why });
         }
         let Some(lost) = lost else { return };
         let same = attempt.digest == lost.digest && !attempt.digest.is_empty();
@@ -172,6 +173,7 @@ impl Session {
         let change = Output::PeerChanged {
             from: lost.from,
             to,
+            engine,
             seam,
             gap: now.since(lost.last_token),
             backup_ttft: now.since(attempt.opened),

@@ -215,13 +215,14 @@ impl Session {
         }
     }
 
-    /// The best candidate that is not at work, not out, and has failed least.
+    /// The best candidate that is not at work, not out, and has failed least. A machine at work
+    /// is no backup of itself, unless only its engine stalls and another one there may go on.
     pub(super) fn choose(&self, candidates: Vec<Candidate>, now: Mono) -> Option<Candidate> {
         let begun = !self.delivered.is_empty();
         let failures = |c: &Candidate| self.tried.failures(c, begun, now);
         candidates
             .into_iter()
-            .filter(|c| !c.draining && self.attempts.iter().all(|a| a.node() != c.node))
+            .filter(|c| !c.draining && self.attempts.iter().all(|a| a.may_have_beside(c)))
             .filter_map(|c| failures(&c).map(|f| (f, c)))
             // Stable: among equals the ranking's order stands.
             .min_by_key(|(f, _)| *f)

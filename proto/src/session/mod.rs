@@ -202,6 +202,8 @@ pub enum Output {
     Started {
         /// Who answers.
         node: NodeId,
+        /// On which engine.
+        engine: u16,
         /// Why it was chosen.
         why: String,
     },
@@ -229,8 +231,10 @@ pub enum Output {
     PeerChanged {
         /// Who answered until now.
         from: NodeId,
-        /// Who goes on.
+        /// Who goes on: perhaps the same, on another engine.
         to: NodeId,
+        /// On which engine.
+        engine: u16,
         /// How well the parts fit.
         seam: Seam,
         /// From the last token of `from` to the first of `to`.
@@ -305,6 +309,15 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether it speaks of one engine: its peer answers, and another engine there may do.
+    pub(crate) const fn is_of_engine(&self) -> bool {
+        match self {
+            Reason::Stall => true,
+            Reason::Refused(code) => code.is_of_engine(),
+            _ => false,
+        }
+    }
+
     /// Its stable name, for scripts and counters.
     pub const fn name(&self) -> &'static str {
         match self {

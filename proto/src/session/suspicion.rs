@@ -10,12 +10,8 @@ use crate::timeouts::{HEDGE_RETRY, SILENCE_SURE};
 
 impl Session {
     pub(super) fn peer_going(&mut self, node: NodeId, now: Mono) {
-        let leaving = self
-            .attempts
-            .iter()
-            .find(|a| a.node() == node)
-            .map(|a| a.id);
-        if let Some(id) = leaving {
+        let there = self.attempts.iter().filter(|a| a.node() == node);
+        for id in there.map(|a| a.id).collect::<Vec<_>>() {
             self.leaving(id, now);
         }
     }
@@ -25,6 +21,12 @@ impl Session {
         let Some(attempt) = self.find(id) else { return };
         if !std::mem::replace(&mut attempt.draining, true) {
             self.note_suspect(id, Reason::Draining, now);
+            // Two engines of the machine that leaves: neither is the other's backup.
+            if let [a, b] = self.attempts.as_slice()
+                && (a.node(), a.draining) == (b.node(), b.draining)
+            {
+                return self.make_room();
+            }
             self.seek_backup();
         }
     }
@@ -35,21 +37,20 @@ impl Session {
         let Some(attempt) = self.find(id) else { return };
         attempt.suspect = Some(reason.clone());
         self.note_suspect(id, reason, now);
-        if let [a, b] = self.attempts.as_slice()
-            && a.needs_backup()
-            && b.needs_backup()
-        {
-            // Two in trouble stand in each other's way: the longer silent one makes room.
-            let silent = |x: &Attempt| if x.suspect.is_some() { x.heard } else { NEVER };
-            let (worse, why) = if silent(a) <= silent(b) {
-                (a.id, a.trouble())
-            } else {
-                (b.id, b.trouble())
-            };
-            return self.fail(worse, why);
+        if self.attempts.len() > 1 && self.attempts.iter().all(Attempt::needs_backup) {
+            return self.make_room();
         }
         self.seek_backup();
         self.try_fresh_path(now);
+    }
+
+    /// Two in trouble stand in each other's way: the longer silent one makes room.
+    fn make_room(&mut self) {
+        let silent = |x: &&Attempt| if x.suspect.is_some() { x.heard } else { NEVER };
+        if let Some(worse) = self.attempts.iter().min_by_key(silent) {
+            let (id, why) = (worse.id, worse.trouble());
+            self.fail(id, why);
+        }
     }
 
     /// Seeks a backup if one is wanted: at once where it is no hedge or is paid for, else after

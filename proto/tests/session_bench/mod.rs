@@ -22,6 +22,10 @@ pub struct Bench {
     pub session: Session,
     pub now: Mono,
     pub peers: Vec<u8>,
+    /// The peers that have the model on two engines.
+    pub twofold: Vec<u8>,
+    /// What was opened: at whom, on which engine.
+    pub engines: Vec<(u8, u16)>,
     pub opened: Vec<(AttemptId, u8, How)>,
     pub reset: Vec<AttemptId>,
     /// Fresh paths that were asked for and are not given up; they open when the test says so.
@@ -42,6 +46,8 @@ impl Bench {
             session: Session::new(config, Mono::ZERO),
             now: Mono::ZERO,
             peers: peers.to_vec(),
+            twofold: Vec::new(),
+            engines: Vec::new(),
             opened: Vec::new(),
             reset: Vec::new(),
             fresh: Vec::new(),
@@ -58,7 +64,7 @@ impl Bench {
         while let Some(effect) = self.session.poll() {
             match effect {
                 Effect::Rank => {
-                    let ranked = self.peers.iter().map(|p| candidate(*p)).collect();
+                    let ranked = self.candidates();
                     self.session.handle(Input::Candidates(ranked), self.now);
                 }
                 Effect::Open {
@@ -67,8 +73,13 @@ impl Bench {
                     ..
                 } => self.fresh.push((attempt, how)),
                 Effect::Open {
-                    attempt, node, how, ..
+                    attempt,
+                    node,
+                    engine,
+                    how,
+                    ..
                 } => {
+                    self.engines.push((node.0[0], engine));
                     self.opened.push((attempt, node.0[0], how));
                     self.session.handle(Input::Opened(attempt), self.now);
                 }
@@ -88,6 +99,17 @@ impl Bench {
                 Effect::Note(note) => self.notes.push(note),
             }
         }
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        let engines = |peer: &u8| 0..1 + u16::from(self.twofold.contains(peer));
+        let all = self.peers.iter().flat_map(|peer| {
+            engines(peer).map(|engine| Candidate {
+                engine,
+                ..candidate(*peer)
+            })
+        });
+        all.collect()
     }
 
     pub fn input(&mut self, input: Input) {
