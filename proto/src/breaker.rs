@@ -22,6 +22,7 @@
 //!   that engine alone: another one of the machine may stand in.
 //! - Failures of an open breaker change nothing: the sixteen streams that break with one
 //!   machine are one failure.
+//! - A failure that nothing followed is forgotten after [`BREAKER_FORGET`].
 //! - A success closes. So does anything newer that proves the engine works, whoever asked it.
 //! - An open breaker **ranks last, it is not left out**: with nobody else there it is asked,
 //!   and the reason stands in its [`Candidate::reason`].
@@ -147,12 +148,13 @@ impl Breakers {
     /// Those that are not closed.
     pub fn standing(&self, now: Mono) -> impl Iterator<Item = Standing> + '_ {
         let all = self.troubled.iter();
-        all.map(move |((node, _), b)| b.standing(*node, now))
+        let held = all.filter(move |(_, b)| b.is_held(now));
+        held.map(move |((node, _), b)| b.standing(*node, now))
     }
 
     /// What may be asked of it at `now`.
     pub fn state(&self, node: NodeId, engine: u16, now: Mono) -> State {
-        let against = self.against(node, engine);
+        let against = self.against(node, engine, now);
         let states = against.map(|b| b.state(now));
         states.max_by_key(State::weight).unwrap_or(State::Closed)
     }
@@ -164,9 +166,10 @@ impl Breakers {
     }
 
     /// What stands against the engine, or its peer.
-    fn against(&self, node: NodeId, engine: u16) -> impl Iterator<Item = &Breaker> {
+    fn against(&self, node: NodeId, engine: u16, now: Mono) -> impl Iterator<Item = &Breaker> {
         let keys = keys(node, engine).into_iter();
-        keys.filter_map(|key| self.troubled.get(&key))
+        let all = keys.filter_map(|key| self.troubled.get(&key));
+        all.filter(move |b| b.is_held(now))
     }
 
     /// Moves open breakers and those on trial behind the others, order kept, and says why.
@@ -179,7 +182,7 @@ impl Breakers {
             matches!(state, State::Open(_) | State::Trial)
         };
         for candidate in ranked.iter_mut() {
-            let against = self.against(candidate.node, candidate.engine);
+            let against = self.against(candidate.node, candidate.engine, now);
             if let Some(breaker) = against.max_by_key(|b| b.state(now).weight()) {
                 let words = breaker.words(now);
                 candidate.reason = format!("{words}; {}", candidate.reason);
@@ -201,10 +204,8 @@ impl Breakers {
         if self.troubled.get(&key).is_some_and(open) {
             return None;
         }
-        let recent = self
-            .against(node, engine)
-            .filter(|b| !open(b) && now.since(b.failed_at) < BREAKER_FORGET);
-        let relapses = recent.map(|b| b.relapses.saturating_add(1)).max();
+        let trials = self.against(node, engine, now).filter(|b| !open(b));
+        let relapses = trials.map(|b| b.relapses.saturating_add(1)).max();
         let relapses = relapses.unwrap_or(0);
         if reason.is_of_engine() {
             // Its peer answers.
@@ -250,11 +251,7 @@ impl Breakers {
 
     /// Drops what is long past; over the limit also what failed longest ago.
     fn make_room(&mut self, now: Mono) {
-        if self.troubled.len() <= MAX_BREAKERS {
-            return;
-        }
-        self.troubled
-            .retain(|_, b| now.since(b.failed_at) < BREAKER_FORGET);
+        self.troubled.retain(|_, b| b.is_held(now));
         while self.troubled.len() > MAX_BREAKERS {
             let oldest = self.troubled.iter().min_by_key(|(_, b)| b.failed_at);
             let Some(oldest) = oldest.map(|(key, _)| *key) else {
@@ -274,6 +271,11 @@ impl Breaker {
             reason: Some(self.reason.clone()),
             ago: now.since(self.failed_at),
         }
+    }
+
+    /// What failed so long ago says nothing any more, tried again since or not.
+    fn is_held(&self, now: Mono) -> bool {
+        now.since(self.failed_at) < BREAKER_FORGET
     }
 
     fn state(&self, now: Mono) -> State {

@@ -169,6 +169,20 @@ fn the_backoff_grows_to_its_bound_and_old_failures_are_forgotten() {
 }
 
 #[test]
+fn what_is_never_asked_again_is_forgotten() {
+    let mut b = B::new();
+    b.note(failed(1, Reason::Stall), 0);
+    let forget = BREAKER_FORGET.as_millis() as u64;
+    assert_eq!(b.state(1, forget - 1), State::HalfOpen);
+    assert!(!b.0.trusts(node(1), 0, at(forget - 1)));
+    assert_eq!(b.0.standing(at(forget - 1)).count(), 1);
+    assert_eq!(b.state(1, forget), State::Closed);
+    assert!(b.0.trusts(node(1), 0, at(forget)));
+    assert_eq!(b.0.standing(at(forget)).count(), 0);
+    assert_eq!(b.order(forget)[0].1, "12 ms", "nor said");
+}
+
+#[test]
 fn a_dead_machine_is_out_with_all_engines_and_an_engine_alone() {
     for (reason, other_too) in [
         (Reason::Unreachable, true),
