@@ -104,6 +104,11 @@ impl Session {
         }
         self.held.push((token.chunk, token.extra));
         self.release(now);
+        if self.called {
+            // Nobody can go on in its place any more.
+            self.reset_others(id);
+            return self.open_seam(now);
+        }
         self.hand_over(now);
     }
 
@@ -129,6 +134,7 @@ impl Session {
             let index = u32::try_from(self.delivered.len()).unwrap_or(u32::MAX);
             let (text, tokens) = (chunk.text.clone(), chunk.tokens);
             self.half_made = text.is_empty() && !extra.is_empty();
+            self.called |= calls_a_tool(&extra);
             self.delivered.push(chunk);
             self.emit(Output::Token {
                 index,
@@ -214,4 +220,12 @@ impl Session {
             usage: done.usage,
         });
     }
+}
+
+/// Whether the engine's other fields hold a part of a tool call. A quote within a JSON string is
+/// escaped, so that the quoted names occur as keys alone; engines' adapters leave out empty ones.
+pub(super) fn calls_a_tool(extra: &str) -> bool {
+    ["\"tool_calls\"", "\"function_call\""]
+        .iter()
+        .any(|field| extra.contains(field))
 }

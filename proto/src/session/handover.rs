@@ -28,6 +28,7 @@
 //! is delivered and a backup that is far behind is asked again at once.
 
 use super::attempt::{Attempt, AttemptId, Stage};
+use super::frames::calls_a_tool;
 use super::machine::Session;
 use super::{Effect, How, Reason};
 use crate::limits::{MAX_ATTEMPTS, MIN_ATTEMPTS_LEFT};
@@ -84,7 +85,8 @@ impl Session {
 
     /// Asks a warm backup again after what was received, if the lead is there.
     pub(super) fn hand_over(&mut self, now: Mono) {
-        let ready = self.handover.seam.is_none() && self.leaving_producer().is_some();
+        let leaving = self.may_go_on() && self.leaving_producer().is_some();
+        let ready = leaving && self.handover.seam.is_none();
         let warm = self.backup().filter(|b| b.stage == Stage::Producing);
         let Some(backup) = warm.filter(|_| ready) else {
             return;
@@ -163,12 +165,14 @@ impl Session {
         self.handover.seam = Some(self.delivered.len() + self.whole());
     }
 
-    /// How many of the held chunks make whole pieces.
+    /// How many of the held chunks make whole pieces that a prefix can say.
     fn whole(&self) -> usize {
-        self.held
-            .iter()
-            .rposition(has_text)
-            .map_or(0, |last| last + 1)
+        let said = |(chunk, extra): &&(Chunk, String)| {
+            extra.is_empty() || !(chunk.text.is_empty() || calls_a_tool(extra))
+        };
+        let text = self.held.iter().take_while(said).enumerate();
+        let last = text.filter(|(_, piece)| has_text(piece)).last();
+        last.map_or(0, |(at, _)| at + 1)
     }
 
     /// Opens a stream at the backup's peer that continues after all that was delivered and is

@@ -36,6 +36,8 @@ pub struct Session {
     pub(super) delivered: Vec<Chunk>,
     /// The last of it has no text: what it began is in no prefix.
     pub(super) half_made: bool,
+    /// A tool call has begun: what follows belongs to it, and no other engine would make it so.
+    pub(super) called: bool,
     /// Received from `current` but not yet emitted: text-less chunks, and everything while the
     /// producer hands over. Each with its `extra`.
     pub(super) held: Vec<(Chunk, String)>,
@@ -76,6 +78,7 @@ impl Session {
             spent: 0,
             delivered: Vec::new(),
             half_made: false,
+            called: false,
             held: Vec::new(),
             handover: Handover::default(),
             fresh: Fresh::default(),
@@ -177,7 +180,8 @@ impl Session {
 
     /// Another engine may go on after what was delivered.
     pub(super) fn may_go_on(&self) -> bool {
-        self.delivered.is_empty() || (self.config.spliceable && !self.half_made)
+        let free = self.config.spliceable && !self.half_made && !self.called;
+        self.delivered.is_empty() || free
     }
 
     /// The terminal event has been emitted.

@@ -32,7 +32,9 @@
 //! - A silent attempt is also asked for over another connection to the same peer: it is one
 //!   generation with one numbering, whichever path its tokens take (`fresh.rs`).
 //! - A piece without text but with other fields (reasoning, half a tool call) is in no prefix:
-//!   an answer that breaks off after one ends as `Incomplete`.
+//!   an answer that breaks off after one ends as `Incomplete`. So does one that breaks off
+//!   anywhere after the first piece of a tool call; until then, an answer to a request with
+//!   tools is text like any other.
 //! - The end is checked too: a `Done` whose frame count is not what arrived is a failure.
 //!
 //! Every transition starts in the one `match` of [`Session::handle`] (`machine.rs`); what it
@@ -64,8 +66,9 @@ use std::time::Duration;
 /// How a session behaves; fixed for its life.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    /// The answer may be continued by another engine after its first token. False for
-    /// structured output and tool calls, which are restarted or end as `Incomplete`.
+    /// The answer may be continued by another engine after its first token, until it calls a
+    /// tool. False for structured output and for tool calls that are asked for by name, which
+    /// are restarted or end as `Incomplete`.
     pub spliceable: bool,
     /// In-stream silence learned per peer in earlier streams (see [`Silence`]).
     pub silence: Vec<(NodeId, Silence)>,

@@ -137,17 +137,23 @@ impl Bench {
     }
 
     pub fn token(&mut self, attempt: u32, index: u32, text: &str) {
+        self.piece(attempt, index, text, "");
+    }
+
+    /// A token with other fields of the engine's.
+    pub fn piece(&mut self, attempt: u32, index: u32, text: &str, extra: &str) {
         let chunk = Chunk {
             text: text.into(),
             ids: vec![index],
             tokens: 1,
         };
+        let extra = extra.into();
         self.frame(
             attempt,
             GenFrame::Token(Token {
                 index,
                 chunk,
-                extra: String::new(),
+                extra,
             }),
         );
     }
