@@ -3,7 +3,8 @@
 //! A [`Generation`] is a stream that the caller pulls: nothing is spawned and nothing is
 //! buffered, so a slow caller slows the peer down (backpressure) and dropping the stream
 //! cancels the request. One poll is: frames first (a caller that paused must not take its own
-//! pause for a peer's silence), then news of the peer table, the timer, the client's end. The timer is
+//! pause for a peer's silence), then news of the peer table, the timer, the client's end. What
+//! has lain unread during such a pause ([`CALLER_PAUSE`]) teaches nothing of its peer. The timer is
 //! re-armed lazily: every frame moves the deadlines back, but the timer wheel is only touched
 //! when the old deadline fires.
 
@@ -22,6 +23,7 @@ use tokio::time::Sleep;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use unamesh_proto::session::{AttemptId, Closed, Effect, Failure, How, Input, Output, Session};
 use unamesh_proto::table::{Liveness, Snapshot};
+use unamesh_proto::timeouts::CALLER_PAUSE;
 use unamesh_proto::wire::{GenFrame, GenerateRequest, NodeState};
 use unamesh_proto::{Mono, NodeId};
 
@@ -44,6 +46,10 @@ pub struct Generation {
     leaving: BoxFuture<()>,
     /// Until the terminal event.
     running: Option<TaskTrackerToken>,
+    /// When the caller took the last event and did not look since.
+    left: Option<Mono>,
+    /// What comes has lain unread.
+    late: bool,
     /// The text that was delivered, for an error that loses nothing.
     text: String,
     tokens: u32,
@@ -75,6 +81,8 @@ impl Generation {
             armed: None,
             leaving: Box::pin(shared.leaving.clone().cancelled_owned()),
             running: Some(shared.running.token()),
+            left: None,
+            late: false,
             text: String::new(),
             tokens: 0,
             shared,
@@ -349,6 +357,13 @@ impl Generation {
         true
     }
 
+    /// Tells the session whether the caller reads what comes as it comes.
+    fn read_late(&mut self, late: bool) {
+        if std::mem::replace(&mut self.late, late) != late {
+            self.input(Input::Late(late));
+        }
+    }
+
     /// Wakes the session when it is time; true if it did.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(due) = self.session.next_wake() else {
@@ -382,12 +397,24 @@ fn news(mut table: Table) -> BoxFuture<Option<Table>> {
     Box::pin(async move { table.changed().await.ok().map(|()| table) })
 }
 
+impl Drop for Generation {
+    /// What a request that nobody wants any more has learned and spent is told all the same.
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
 impl Stream for Generation {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        let left = self.left.take();
+        if left.is_some_and(|left| clock::mono().since(left) > CALLER_PAUSE) {
+            self.read_late(true);
+        }
         loop {
             if let Some(event) = self.events.pop_front() {
+                self.left = Some(clock::mono());
                 return Poll::Ready(Some(event));
             }
             if self.session.is_ended() {
@@ -398,6 +425,7 @@ impl Stream for Generation {
                 || self.poll_timer(cx)
                 || self.poll_leaving(cx);
             if !moved {
+                self.read_late(false);
                 return Poll::Pending;
             }
         }

@@ -272,6 +272,44 @@ fn hedges_take_none_of_what_is_kept_for_failures() {
     assert!(bench.text().ends_with("x y"), "{:?}", bench.last());
 }
 
+/// What has lain unread while the caller did something else shows how long the caller took.
+#[test]
+fn what_the_caller_did_not_watch_teaches_nothing() {
+    let ms = Duration::from_millis;
+    let mut bench = Bench::new(&[1], true);
+    bench.accepted(0);
+    let mut index = 0;
+    for _ in 0..5 {
+        for _ in 0..10 {
+            bench.pass(ms(30));
+            bench.token(0, index, "x ");
+            index += 1;
+        }
+        // The caller speaks the sentence; meanwhile the next one comes.
+        bench.now = bench.now + ms(2000);
+        bench.input(Input::Late(true));
+        for _ in 0..10 {
+            bench.token(0, index, "x ");
+            index += 1;
+        }
+        bench.input(Input::Late(false));
+    }
+    bench.done(0, index);
+    assert_eq!(bench.opened.len(), 1);
+    let (mut gaps, mut path) = (None, None);
+    for note in &bench.notes {
+        match note {
+            Note::Observed { observed, .. } => gaps = Some(observed.gaps.clone()),
+            Note::Learned { silence, .. } => path = Some(silence.bound()),
+            _ => {}
+        }
+    }
+    let gaps = gaps.unwrap();
+    assert_eq!(gaps.samples(), 45, "nine of each ten that were watched");
+    assert!(gaps.quantile(1.0, 1).unwrap() < ms(35));
+    assert_eq!(path, Some(SILENCE_MIN));
+}
+
 /// A connection that breaks again and again: the same generation goes on each time.
 #[test]
 fn reattachments_that_are_answered_use_up_no_failover() {

@@ -13,7 +13,9 @@ use crate::wire::{Done, GenFrame, Token};
 impl Session {
     pub(super) fn frame(&mut self, id: AttemptId, frame: GenFrame, now: Mono) {
         self.old_path_lives(id);
+        let late = self.late;
         let Some(attempt) = self.find(id) else { return };
+        attempt.late = late;
         attempt.hear(now);
         match frame {
             GenFrame::Accepted(accepted) => {

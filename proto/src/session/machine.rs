@@ -48,6 +48,8 @@ pub struct Session {
     pub(super) last_token: Mono,
     pub(super) last_reason: Option<Reason>,
     pub(super) last_refusal: Option<WireError>,
+    /// What comes has lain unread.
+    pub(super) late: bool,
     /// The time of the latest input.
     pub(super) now: Mono,
     /// A ranking was asked for.
@@ -87,6 +89,7 @@ impl Session {
             last_token: now,
             last_reason: None,
             last_refusal: None,
+            late: false,
             now,
             ranking: true,
             last_rank: now,
@@ -124,6 +127,7 @@ impl Session {
             Input::Closed(id, closed) => self.closed(id, closed, now),
             Input::PeerGoing(node) => self.peer_going(node, now),
             Input::Hedge => self.may_hedge(),
+            Input::Late(late) => self.late = late,
             Input::Wake => self.wake(now),
             Input::Cancel => self.end(Output::Failed(Failure::Cancelled)),
             Input::Leave => self.leave(),

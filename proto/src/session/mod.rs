@@ -92,6 +92,9 @@ pub enum Input {
     PeerGoing(NodeId),
     /// Yes to [`Effect::Hedge`]. For no, nothing is said.
     Hedge,
+    /// Whether what comes from now on has lain unread, because the caller did not look for a
+    /// while (at the start: no). When it came nobody knows, so it teaches nothing of its peer.
+    Late(bool),
     /// The time of [`Session::next_wake`] has come.
     Wake,
     /// The caller wants no more.
