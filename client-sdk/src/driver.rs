@@ -341,14 +341,14 @@ impl Generation {
         };
         let snapshot = table.borrow().clone();
         self.news = news(table);
-        let going = |node: &NodeId| {
-            snapshot
-                .get(node)
-                .is_none_or(|p| p.advert.state != NodeState::Up || p.liveness == Liveness::Down)
+        let going = |node: NodeId| match snapshot.get(&node) {
+            Some(peer) if peer.advert.state != NodeState::Up => Some(Input::PeerGoing(node)),
+            Some(peer) if peer.liveness != Liveness::Down => None,
+            _ => Some(Input::PeerDown(node)),
         };
-        let leaving: Vec<NodeId> = self.session.peers().filter(going).collect();
-        for node in leaving {
-            self.input(Input::PeerGoing(node));
+        let inputs: Vec<Input> = self.session.peers().filter_map(going).collect();
+        for input in inputs {
+            self.input(input);
         }
         if self.session.is_waiting() {
             let candidates = self.candidates();

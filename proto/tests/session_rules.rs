@@ -348,6 +348,37 @@ fn a_program_that_leaves_ends_its_answers_with_what_they_have() {
 }
 
 #[test]
+fn a_peer_that_is_down_is_not_said_to_leave() {
+    let mut bench = Bench::new(&[1, 2], true);
+    let down = || Input::PeerDown(candidate(1).node);
+    bench.input(down());
+    assert_eq!(bench.opened.len(), 2, "it gave no sign of life");
+    let reason = |n: &Note| match n {
+        Note::Suspect { reason, .. } => Some(reason.clone()),
+        _ => None,
+    };
+    let reasons: Vec<Reason> = bench.notes.iter().filter_map(reason).collect();
+    assert_eq!(reasons, [Reason::Silence]);
+
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.input(down());
+    assert_eq!(bench.opened.len(), 1, "its stream lives");
+    bench.token(0, 1, "two ");
+    bench.pass(SILENCE_MIN + Duration::from_millis(1));
+    assert_eq!(bench.opened.len(), 2, "until it does not");
+    bench.accepted(1);
+    bench.token(1, 2, "three");
+    assert!(
+        bench
+            .outputs
+            .iter()
+            .any(|o| matches!(o, Output::PeerChanged { reason, .. } if *reason == Reason::Silence))
+    );
+}
+
+#[test]
 fn peers_that_failed_are_asked_again_rather_than_losing_the_answer() {
     let mut bench = Bench::new(&[1, 2], true);
     bench.accepted(0);

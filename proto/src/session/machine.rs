@@ -126,6 +126,7 @@ impl Session {
             Input::Closed(id, _) if self.is_fresh_path(id) => self.drop_fresh_path(),
             Input::Closed(id, closed) => self.closed(id, closed, now),
             Input::PeerGoing(node) => self.peer_going(node, now),
+            Input::PeerDown(node) => self.peer_down(node, now),
             Input::Hedge => self.may_hedge(),
             Input::Late(late) => self.late = late,
             Input::Wake => self.wake(now),

@@ -88,8 +88,10 @@ pub enum Input {
     Frame(AttemptId, GenFrame),
     /// The attempt's stream is over. After a terminal frame this needs not be said.
     Closed(AttemptId, Closed),
-    /// The peer table says that this peer drains, left or went down.
+    /// The peer table says that this peer drains or left.
     PeerGoing(NodeId),
+    /// The peer table says that this peer is down.
+    PeerDown(NodeId),
     /// Yes to [`Effect::Hedge`]. For no, nothing is said.
     Hedge,
     /// Whether what comes from now on has lain unread, because the caller did not look for a

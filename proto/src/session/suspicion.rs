@@ -1,6 +1,6 @@
 //! What silence, stalls and farewells do: a backup beside the original.
 
-use super::attempt::{Attempt, AttemptId};
+use super::attempt::{Attempt, AttemptId, Stage};
 use super::machine::Session;
 use super::tried::NEVER;
 use super::{Effect, Note, Reason};
@@ -13,6 +13,19 @@ impl Session {
         let there = self.attempts.iter().filter(|a| a.node() == node);
         for id in there.map(|a| a.id).collect::<Vec<_>>() {
             self.leaving(id, now);
+        }
+    }
+
+    /// The peer table cannot reach the peer. A stream that lives knows better, and its own
+    /// silence decides; one that has given no sign of life yet needs a backup now.
+    pub(super) fn peer_down(&mut self, node: NodeId, now: Mono) {
+        let doubtful = |a: &&Attempt| a.node() == node && !a.alive && a.suspect.is_none();
+        if let Some(attempt) = self.attempts.iter().find(doubtful) {
+            let reason = match attempt.stage {
+                Stage::Dialing => Reason::DialSlow,
+                _ => Reason::Silence,
+            };
+            self.suspect(attempt.id, reason, now);
         }
     }
 
