@@ -76,7 +76,7 @@ impl Request {
         }
     }
 
-    pub(crate) fn need(&self, sticky: Option<NodeId>) -> Need<'_> {
+    pub(crate) fn need(&self, sticky: Option<(NodeId, u16)>) -> Need<'_> {
         Need {
             model: &self.model,
             kind: ModelKind::Llm,
@@ -455,10 +455,22 @@ impl MeshClient {
         self.shared.recall(learned);
     }
 
+    /// Resolves when no request runs: each has come to its terminal event, or was dropped.
+    pub async fn idle(&self) {
+        self.shared.running.wait().await;
+    }
+
+    /// For a program that ends: every request that runs, and each that comes, ends with an error
+    /// that carries what was delivered.
+    pub fn leave(&self) {
+        self.shared.leaving.cancel();
+    }
+
     /// Closes a stand-alone client and waits for its tasks, at most
     /// [`timeouts::SHUTDOWN`]. Running generations end with an error.
     pub async fn shutdown(self) {
-        let Some(owned) = self.owned else { return };
+        let Some(owned) = &self.owned else { return };
+        self.leave();
         owned.stop.cancel();
         owned.tasks.close();
         owned.endpoint.close(0u32.into(), b"client closed");

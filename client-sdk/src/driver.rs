@@ -2,21 +2,23 @@
 //!
 //! A [`Generation`] is a stream that the caller pulls: nothing is spawned and nothing is
 //! buffered, so a slow caller slows the peer down (backpressure) and dropping the stream
-//! cancels the request. What it waits for, and in which order, is in [`crate::outside`].
+//! cancels the request. What it waits for, and in which order, is in [`crate::outside`]. What has
+//! lain unread while the caller paused ([`CALLER_PAUSE`]) teaches nothing of its peer.
 
 use crate::activity::{Activity, RequestId};
 use crate::client::{ClientError, Event, Request};
 use crate::clock;
-use crate::memory::Shared;
-use crate::outside::{Happening, Outside, going};
+use crate::memory::{Held, Shared};
+use crate::outside::{Going, Happening, Outside, going};
 use crate::transport::{FrameStream, Open};
 use futures_util::Stream;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use unamesh_proto::session::{Config, Effect, Failure, How, Input, Output, Session};
 use unamesh_proto::table::Snapshot;
+use unamesh_proto::timeouts::CALLER_PAUSE;
 use unamesh_proto::wire::{GenFrame, GenerateRequest, ModelKind};
 
 /// A running request: a stream of [`Event`]s that ends after exactly one terminal event.
@@ -29,6 +31,10 @@ pub struct Generation {
     session: Session,
     outside: Outside<dyn FrameStream>,
     events: VecDeque<Event>,
+    /// When the caller took the last event and did not look since.
+    left: Option<unamesh_proto::Mono>,
+    /// What comes has lain unread.
+    late: bool,
     /// The text that was delivered, for an error that loses nothing.
     text: String,
     tokens: u32,
@@ -46,8 +52,10 @@ impl Generation {
             session: Session::new(config, clock::mono()),
             id,
             request: Arc::new(request),
-            outside: Outside::new(id, shared.table.clone()),
+            outside: Outside::new(id, &shared),
             events: VecDeque::new(),
+            left: None,
+            late: false,
             text: String::new(),
             tokens: 0,
             shared,
@@ -139,9 +147,8 @@ impl Generation {
 
     fn emit(&mut self, output: Output) {
         let event = match output {
-            Output::Started { node, why } => {
-                self.shared
-                    .stick(self.request.session, ModelKind::Llm, node);
+            Output::Started { node, engine, why } => {
+                self.stick((node, engine));
                 Event::Started {
                     peer: self.shared.peer(node),
                     why,
@@ -166,12 +173,13 @@ impl Generation {
             Output::PeerChanged {
                 from,
                 to,
+                engine,
                 seam,
                 gap,
                 backup_ttft,
                 reason,
             } => {
-                self.shared.stick(self.request.session, ModelKind::Llm, to);
+                self.stick((to, engine));
                 let (from, to) = (self.shared.peer(from), self.shared.peer(to));
                 self.shared.tell(Activity::PeerChanged {
                     request: self.id,
@@ -194,6 +202,9 @@ impl Generation {
             Output::Done { finish, usage } => Event::Done { finish, usage },
             Output::Failed(failure) => Event::Failed(self.error(failure)),
         };
+        if matches!(event, Event::Done { .. } | Event::Failed(_)) {
+            self.outside.over();
+        }
         self.events.push_back(event);
     }
 
@@ -234,10 +245,19 @@ impl Generation {
         }
     }
 
+    /// The conversation's cache is there now.
+    fn stick(&self, held: Held) {
+        self.shared
+            .stick(self.request.session, ModelKind::Llm, held);
+    }
+
     /// The peer table changed.
     fn table(&mut self, snapshot: &Snapshot) {
-        for node in going(snapshot, self.session.peers()) {
-            self.input(Input::PeerGoing(node));
+        for (node, going) in going(snapshot, self.session.peers()) {
+            self.input(match going {
+                Going::Leaves => Input::PeerGoing(node),
+                Going::Down => Input::PeerDown(node),
+            });
         }
         if self.session.is_waiting() {
             let candidates = self.candidates();
@@ -261,7 +281,22 @@ impl Generation {
             Happening::Closed(attempt, closed) => self.input(Input::Closed(attempt, closed)),
             Happening::Table(snapshot) => self.table(&snapshot),
             Happening::Time => self.input(Input::Wake),
+            Happening::Leave => self.input(Input::Leave),
         }
+    }
+
+    /// Tells the session whether the caller reads what comes as it comes.
+    fn read_late(&mut self, late: bool) {
+        if std::mem::replace(&mut self.late, late) != late {
+            self.input(Input::Late(late));
+        }
+    }
+}
+
+impl Drop for Generation {
+    /// What a request that nobody wants any more has learned and spent is told all the same.
+    fn drop(&mut self) {
+        self.cancel();
     }
 }
 
@@ -269,16 +304,26 @@ impl Stream for Generation {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        let left = self.left.take();
+        if left.is_some_and(|left| clock::mono().since(left) > CALLER_PAUSE) {
+            self.read_late(true);
+        }
         loop {
             if let Some(event) = self.events.pop_front() {
+                self.left = Some(clock::mono());
                 return Poll::Ready(Some(event));
             }
             if self.session.is_ended() {
                 return Poll::Ready(None);
             }
             let due = self.session.next_wake();
-            let happening = ready!(self.outside.poll(due, cx, |link, cx| link.poll_frame(cx)));
-            self.happened(happening);
+            match self.outside.poll(due, cx, |link, cx| link.poll_frame(cx)) {
+                Poll::Ready(happening) => self.happened(happening),
+                Poll::Pending => {
+                    self.read_late(false);
+                    return Poll::Pending;
+                }
+            }
         }
     }
 }

@@ -13,6 +13,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use unamesh_proto::breaker::{Breakers, Standing};
 use unamesh_proto::hedge::{Counts, Hedges};
 use unamesh_proto::learned::Learned;
@@ -34,16 +36,23 @@ pub(crate) struct Shared {
     pub transport: Arc<dyn Transport>,
     /// Who wants to know what happens; nobody has to.
     pub activity: broadcast::Sender<Activity>,
+    /// The requests that run.
+    pub running: TaskTracker,
+    /// The program ends, and every request with it.
+    pub leaving: CancellationToken,
     memory: Mutex<Memory>,
     utterances: AtomicU32,
 }
+
+/// The node, and its engine, that holds a conversation.
+pub(crate) type Held = (NodeId, u16);
 
 /// What outlives a request. Locked at its start and end, never per token.
 #[derive(Default)]
 struct Memory {
     silences: HashMap<NodeId, Silence>,
     /// By conversation and what is done there: its model and its voice are two peers'.
-    sessions: HashMap<(u64, ModelKind), (NodeId, Mono)>,
+    sessions: HashMap<(u64, ModelKind), (Held, Mono)>,
     breakers: Breakers,
     stalls: Stalls,
     hedges: Hedges,
@@ -53,10 +62,15 @@ struct Memory {
 
 impl Shared {
     pub fn new(table: watch::Receiver<Arc<Snapshot>>, transport: Arc<dyn Transport>) -> Self {
+        let running = TaskTracker::new();
+        // So that waiting for it is waiting until it is empty.
+        running.close();
         Shared {
             table,
             transport,
             activity: broadcast::Sender::new(activity::BACKLOG),
+            running,
+            leaving: CancellationToken::new(),
             memory: Mutex::default(),
             // Of several clients on one connection (an agent's) each has its own.
             utterances: AtomicU32::new(rand::random()),
@@ -80,24 +94,29 @@ impl Shared {
         self.memory().hedges.take()
     }
 
-    pub fn sticky(&self, session: u64, kind: ModelKind) -> Option<NodeId> {
+    pub fn sticky(&self, session: u64, kind: ModelKind) -> Option<Held> {
         if session == 0 {
             return None;
         }
         let memory = self.memory();
-        let sticky = memory.sessions.get(&(session, kind)).map(|(node, _)| *node);
+        let sticky = memory.sessions.get(&(session, kind)).map(|(held, _)| *held);
         // Its cache is worth less than an answer.
-        sticky.filter(|node| memory.breakers.trusts(*node))
+        sticky.filter(|(node, engine)| memory.breakers.trusts(*node, *engine, clock::mono()))
     }
 
-    pub fn stick(&self, session: u64, kind: ModelKind, node: NodeId) {
+    /// The peer at work, whatever engine of it.
+    pub fn at_work(&self, session: u64, kind: ModelKind) -> Option<NodeId> {
+        self.sticky(session, kind).map(|(node, _)| node)
+    }
+
+    pub fn stick(&self, session: u64, kind: ModelKind, held: Held) {
         if session == 0 {
             return;
         }
         let mut memory = self.memory();
         memory
             .sessions
-            .insert((session, kind), (node, clock::mono()));
+            .insert((session, kind), (held, clock::mono()));
         if memory.sessions.len() > MAX_SESSIONS {
             let mut times: Vec<Mono> = memory.sessions.values().map(|(_, at)| *at).collect();
             let middle = times.len() / 2;

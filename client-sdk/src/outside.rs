@@ -1,12 +1,13 @@
 //! What the machine of a running request hears of: its streams, the peer table, the time.
 //!
 //! All drivers poll in this order: frames first (a caller that paused must not take its own pause
-//! for a peer's silence), then news of the peer table, then the timer, which is re-armed lazily:
-//! every frame moves the deadlines back, but the timer wheel is only touched when the old deadline
-//! fires.
+//! for a peer's silence), then news of the peer table, then the timer, which is re-armed lazily
+//! (every frame moves the deadlines back, but the timer wheel is only touched when the old deadline
+//! fires), then the client's end.
 
 use crate::activity::RequestId;
 use crate::clock;
+use crate::memory::Shared;
 use crate::transport::{BoxFuture, LinkError};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Sleep;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use unamesh_proto::session::{AttemptId, Closed};
 use unamesh_proto::table::{Liveness, Snapshot};
 use unamesh_proto::wire::NodeState;
@@ -34,6 +36,8 @@ pub(crate) enum Happening<F> {
     Table(Arc<Snapshot>),
     /// The time that was waited for has come.
     Time,
+    /// The client ends.
+    Leave,
 }
 
 /// The streams of a request's attempts, and all else that its machine waits for. `L` is a stream.
@@ -42,6 +46,9 @@ pub(crate) struct Outside<L: ?Sized> {
     links: Vec<Link<L>>,
     news: BoxFuture<Option<Table>>,
     alarm: Alarm,
+    leaving: BoxFuture<()>,
+    /// Until the terminal event.
+    running: Option<TaskTrackerToken>,
 }
 
 struct Link<L: ?Sized> {
@@ -57,13 +64,20 @@ enum State<L: ?Sized> {
 
 impl<L: ?Sized> Outside<L> {
     /// Without streams. `request` is for logs.
-    pub fn new(request: RequestId, table: Table) -> Self {
+    pub fn new(request: RequestId, shared: &Shared) -> Self {
         Outside {
             request,
             links: Vec::with_capacity(2),
-            news: news(table),
+            news: news(shared.table.clone()),
             alarm: Alarm::new(),
+            leaving: Box::pin(shared.leaving.clone().cancelled_owned()),
+            running: Some(shared.running.token()),
         }
+    }
+
+    /// The request is over: who waits for the client's end need not wait for it.
+    pub fn over(&mut self) {
+        self.running = None;
     }
 
     /// A stream is being opened.
@@ -110,10 +124,10 @@ impl<L: ?Sized> Outside<L> {
         if let Some(snapshot) = self.poll_news(cx) {
             return Poll::Ready(Happening::Table(snapshot));
         }
-        match due.is_some_and(|due| self.alarm.poll(due, cx)) {
-            true => Poll::Ready(Happening::Time),
-            false => Poll::Pending,
+        if due.is_some_and(|due| self.alarm.poll(due, cx)) {
+            return Poll::Ready(Happening::Time);
         }
+        self.leaving.as_mut().poll(cx).map(|()| Happening::Leave)
     }
 
     fn poll_link<F>(
@@ -200,14 +214,25 @@ impl Alarm {
     }
 }
 
+/// What the peer table says of a peer that is at work.
+pub(crate) enum Going {
+    /// It leaves or left.
+    Leaves,
+    /// Nobody reaches it.
+    Down,
+}
+
 /// Those of `peers` that leave, left or are down.
-pub(crate) fn going(snapshot: &Snapshot, peers: impl Iterator<Item = NodeId>) -> Vec<NodeId> {
-    let going = |node: &NodeId| {
-        snapshot
-            .get(node)
-            .is_none_or(|p| p.advert.state != NodeState::Up || p.liveness == Liveness::Down)
+pub(crate) fn going(
+    snapshot: &Snapshot,
+    peers: impl Iterator<Item = NodeId>,
+) -> Vec<(NodeId, Going)> {
+    let going = |node| match snapshot.get(&node) {
+        Some(peer) if peer.advert.state != NodeState::Up => Some((node, Going::Leaves)),
+        Some(peer) if peer.liveness != Liveness::Down => None,
+        _ => Some((node, Going::Down)),
     };
-    peers.filter(going).collect()
+    peers.filter_map(going).collect()
 }
 
 fn news(mut table: Table) -> BoxFuture<Option<Table>> {

@@ -15,6 +15,7 @@ use unamesh_client::clock;
 use unamesh_client::driver::Generation;
 use unamesh_client::transport::{BoxFuture, FrameStream, LinkError, Open, Transport};
 use unamesh_proto::table::{Liveness, Path, Peer, Snapshot};
+use unamesh_proto::timeouts::{SILENCE_MAX, SILENCE_MIN};
 use unamesh_proto::wire::{
     Accepted, Advert, Chunk, Done, EngineAdvert, EngineKind, FinishReason, GenFrame, Hardware,
     Health, ModelAdvert, ModelKind, NodeState, PathKind, Residency, Role, SignedAdvert, Stats,
@@ -273,7 +274,7 @@ async fn a_callers_own_pause_is_not_taken_for_a_peers_silence() {
     // The peer goes on while the caller does something else for longer than any bound.
     frames.send(token(1, "two")).unwrap();
     frames.send(done(2)).unwrap();
-    tokio::time::sleep(unamesh_proto::timeouts::SILENCE_MAX * 2).await;
+    tokio::time::sleep(SILENCE_MAX * 2).await;
     assert!(matches!(
         next(&mut generation).await,
         Event::Token { index: 1, .. }
@@ -308,6 +309,49 @@ async fn dropping_and_cancelling_reset_the_stream() {
     next(&mut generation).await;
     drop(generation);
     assert_eq!(home.closed.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_dropped_answer_tells_what_it_learned_and_spent() {
+    let mut home = home();
+    let mut generation = home.client.generate(Request::chat("m", "[]"));
+    let (_, _, frames) = home.opened.recv().await.unwrap();
+    frames.send(accepted()).unwrap();
+    frames.send(token(0, "one ")).unwrap();
+    next(&mut generation).await;
+    next(&mut generation).await;
+    // It falls silent: a hedge begins, and the caller has enough.
+    tokio::select! {
+        event = next(&mut generation) => panic!("{event:?}"),
+        _ = async {
+            while home.opened.recv().await.unwrap().0 != id(2) {}
+        } => {}
+    }
+    assert!(home.client.learned().is_none(), "not yet");
+    drop(generation);
+    let (counts, _) = home.client.hedges();
+    assert_eq!((counts.started, counts.in_vain), (1, 1));
+    let (paths, ..) = home.client.learned().unwrap().parts(clock::wall());
+    assert_eq!(paths.len(), 1, "of the one that was heard");
+}
+
+#[tokio::test]
+async fn a_caller_that_pauses_teaches_no_silence() {
+    let mut home = home();
+    let mut generation = home.client.generate(Request::chat("m", "[]"));
+    let (_, _, frames) = home.opened.recv().await.unwrap();
+    frames.send(accepted()).unwrap();
+    frames.send(token(0, "one ")).unwrap();
+    next(&mut generation).await;
+    next(&mut generation).await;
+    for index in 1..5 {
+        frames.send(token(index, "more ")).unwrap();
+        tokio::time::sleep(SILENCE_MAX).await;
+        next(&mut generation).await;
+    }
+    drop(generation);
+    let (paths, ..) = home.client.learned().unwrap().parts(clock::wall());
+    assert_eq!(paths[0].1.bound(), SILENCE_MIN);
 }
 
 #[tokio::test]

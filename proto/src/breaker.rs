@@ -1,5 +1,5 @@
 //! Which engines failed lately, and when they are asked again: a circuit breaker for each
-//! (node, engine).
+//! engine, and one for each peer.
 //!
 //! ```text
 //!            failure                      backoff over
@@ -17,8 +17,12 @@
 //!   [`BREAKER_MIN`], doubles with every failed trial up to
 //!   [`BREAKER_MAX`], and is spread by a quarter each way, so that the
 //!   clients of one engine do not try it in step.
+//! - What the path or the agent did (lost, silent, unreachable) stands against the peer with all
+//!   its engines: a dead machine is not tried once for each. What an engine did stands against
+//!   that engine alone: another one of the machine may stand in.
 //! - Failures of an open breaker change nothing: the sixteen streams that break with one
 //!   machine are one failure.
+//! - A failure that nothing followed is forgotten after [`BREAKER_FORGET`].
 //! - A success closes. So does anything newer that proves the engine works, whoever asked it.
 //! - An open breaker **ranks last, it is not left out**: with nobody else there it is asked,
 //!   and the reason stands in its [`Candidate::reason`].
@@ -59,6 +63,16 @@ impl State {
             State::HalfOpen | State::Trial => "half_open",
         }
     }
+
+    /// Of two that stand against an engine, the heavier counts.
+    const fn weight(&self) -> (u8, Duration) {
+        match self {
+            State::Closed => (0, Duration::ZERO),
+            State::HalfOpen => (1, Duration::ZERO),
+            State::Trial => (2, Duration::ZERO),
+            State::Open(left) => (3, *left),
+        }
+    }
 }
 
 /// How one breaker stands.
@@ -66,7 +80,7 @@ impl State {
 pub struct Standing {
     /// Whose engine.
     pub node: NodeId,
-    /// Which of them.
+    /// Which of them: the one that was asked, of what stands against the whole peer.
     pub engine: u16,
     /// What may be asked of it.
     pub state: State,
@@ -79,6 +93,8 @@ pub struct Standing {
 /// One that is not closed.
 #[derive(Clone, Debug)]
 struct Breaker {
+    /// The engine that was asked last.
+    engine: u16,
     /// Failed trials in a row.
     relapses: u32,
     failed_at: Mono,
@@ -92,7 +108,8 @@ struct Breaker {
 /// All breakers of one client; at most [`MAX_BREAKERS`] that are not closed.
 #[derive(Clone, Debug, Default)]
 pub struct Breakers {
-    troubled: BTreeMap<(NodeId, u16), Breaker>,
+    /// Without an engine: it stands against the peer.
+    troubled: BTreeMap<(NodeId, Option<u16>), Breaker>,
 }
 
 impl Breakers {
@@ -119,30 +136,41 @@ impl Breakers {
         if self.state(node, engine, now) != State::HalfOpen {
             return None;
         }
-        let breaker = self.troubled.get_mut(&(node, engine))?;
-        breaker.trial = Some(now + BREAKER_TRIAL);
-        Some(breaker.standing(node, engine, now))
+        let mut trial = None;
+        for key in keys(node, engine) {
+            if let Some(breaker) = self.troubled.get_mut(&key) {
+                breaker.trial = Some(now + BREAKER_TRIAL);
+                trial = Some(breaker.standing(node, now));
+            }
+        }
+        trial
     }
 
     /// Those that are not closed.
     pub fn standing(&self, now: Mono) -> impl Iterator<Item = Standing> + '_ {
         let all = self.troubled.iter();
-        all.map(move |((node, engine), b)| b.standing(*node, *engine, now))
+        let held = all.filter(move |(_, b)| b.is_held(now));
+        held.map(move |((node, _), b)| b.standing(*node, now))
     }
 
     /// What may be asked of it at `now`.
     pub fn state(&self, node: NodeId, engine: u16, now: Mono) -> State {
-        match self.troubled.get(&(node, engine)) {
-            None => State::Closed,
-            Some(b) => b.state(now),
-        }
+        let against = self.against(node, engine, now);
+        let states = against.map(|b| b.state(now));
+        states.max_by_key(State::weight).unwrap_or(State::Closed)
     }
 
-    /// Whether a conversation may stay with `node` for its cache's sake: all its engines are
-    /// closed.
-    pub fn trusts(&self, node: NodeId) -> bool {
-        let engines = (node, 0)..=(node, u16::MAX);
-        self.troubled.range(engines).next().is_none()
+    /// Whether a conversation may stay with an engine for its cache's sake: nothing stands
+    /// against it.
+    pub fn trusts(&self, node: NodeId, engine: u16, now: Mono) -> bool {
+        self.state(node, engine, now) == State::Closed
+    }
+
+    /// What stands against the engine, or its peer.
+    fn against(&self, node: NodeId, engine: u16, now: Mono) -> impl Iterator<Item = &Breaker> {
+        let keys = keys(node, engine).into_iter();
+        let all = keys.filter_map(|key| self.troubled.get(&key));
+        all.filter(move |b| b.is_held(now))
     }
 
     /// Moves open breakers and those on trial behind the others, order kept, and says why.
@@ -156,7 +184,8 @@ impl Breakers {
             matches!(state, State::Open(_) | State::Trial)
         };
         for candidate in ranked.iter_mut().map(BorrowMut::borrow_mut) {
-            if let Some(breaker) = self.troubled.get(&(candidate.node, candidate.engine)) {
+            let against = self.against(candidate.node, candidate.engine, now);
+            if let Some(breaker) = against.max_by_key(|b| b.state(now).weight()) {
                 let words = breaker.words(now);
                 candidate.reason = format!("{words}; {}", candidate.reason);
             }
@@ -172,29 +201,38 @@ impl Breakers {
         rng: &mut impl Rng,
         now: Mono,
     ) -> Option<Standing> {
-        let relapses = match self.troubled.get(&(node, engine)) {
-            Some(b) if matches!(b.state(now), State::Open(_)) => return None,
-            Some(b) if now.since(b.failed_at) < BREAKER_FORGET => b.relapses.saturating_add(1),
-            _ => 0,
-        };
+        let key = (node, reason.is_of_engine().then_some(engine));
+        let open = |b: &Breaker| matches!(b.state(now), State::Open(_));
+        if self.troubled.get(&key).is_some_and(open) {
+            return None;
+        }
+        let trials = self.against(node, engine, now).filter(|b| !open(b));
+        let relapses = trials.map(|b| b.relapses.saturating_add(1)).max();
+        let relapses = relapses.unwrap_or(0);
+        if reason.is_of_engine() {
+            // Its peer answers.
+            self.troubled.remove(&(node, None));
+        }
         let backoff = BREAKER_MIN
             .saturating_mul(1 << relapses.min(16))
             .min(BREAKER_MAX);
         let breaker = Breaker {
+            engine,
             relapses,
             failed_at: now,
             reason: reason.clone(),
             until: now + backoff.mul_f64(rng.random_range(0.75..1.25)),
             trial: None,
         };
-        let standing = breaker.standing(node, engine, now);
-        self.troubled.insert((node, engine), breaker);
+        let standing = breaker.standing(node, now);
+        self.troubled.insert(key, breaker);
         self.make_room(now);
         Some(standing)
     }
 
     fn succeeded(&mut self, node: NodeId, engine: u16) -> Option<Standing> {
-        self.troubled.remove(&(node, engine))?;
+        let closed = keys(node, engine).map(|key| self.troubled.remove(&key));
+        closed.into_iter().flatten().next()?;
         Some(Standing {
             node,
             engine,
@@ -206,18 +244,16 @@ impl Breakers {
 
     /// It answered, but neither well nor badly (busy, leaving): whoever comes next may try.
     fn answered(&mut self, node: NodeId, engine: u16) {
-        if let Some(breaker) = self.troubled.get_mut(&(node, engine)) {
-            breaker.trial = None;
+        for key in keys(node, engine) {
+            if let Some(breaker) = self.troubled.get_mut(&key) {
+                breaker.trial = None;
+            }
         }
     }
 
     /// Drops what is long past; over the limit also what failed longest ago.
     fn make_room(&mut self, now: Mono) {
-        if self.troubled.len() <= MAX_BREAKERS {
-            return;
-        }
-        self.troubled
-            .retain(|_, b| now.since(b.failed_at) < BREAKER_FORGET);
+        self.troubled.retain(|_, b| b.is_held(now));
         while self.troubled.len() > MAX_BREAKERS {
             let oldest = self.troubled.iter().min_by_key(|(_, b)| b.failed_at);
             let Some(oldest) = oldest.map(|(key, _)| *key) else {
@@ -229,14 +265,19 @@ impl Breakers {
 }
 
 impl Breaker {
-    fn standing(&self, node: NodeId, engine: u16, now: Mono) -> Standing {
+    fn standing(&self, node: NodeId, now: Mono) -> Standing {
         Standing {
             node,
-            engine,
+            engine: self.engine,
             state: self.state(now),
             reason: Some(self.reason.clone()),
             ago: now.since(self.failed_at),
         }
+    }
+
+    /// What failed so long ago says nothing any more, tried again since or not.
+    fn is_held(&self, now: Mono) -> bool {
+        now.since(self.failed_at) < BREAKER_FORGET
     }
 
     fn state(&self, now: Mono) -> State {
@@ -266,11 +307,16 @@ impl Breaker {
     }
 }
 
+/// Where what stands against an engine is: under its peer, and under itself.
+fn keys(node: NodeId, engine: u16) -> [(NodeId, Option<u16>); 2] {
+    [(node, None), (node, Some(engine))]
+}
+
 /// Whether an attempt that is over for this reason counts against its engine.
 fn counts(reason: &Reason) -> bool {
     match reason {
         Reason::Refused(code) => code.is_failure(),
-        Reason::Draining => false,
+        Reason::Draining | Reason::Leaving => false,
         Reason::DialSlow
         | Reason::Unreachable
         | Reason::Silence

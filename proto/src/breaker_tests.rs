@@ -89,7 +89,7 @@ fn what_is_the_engines_fault_counts_and_nothing_else() {
         let mut b = B::new();
         b.note(failed(1, reason.clone()), 0);
         assert_eq!(b.state(1, 0) != State::Closed, counted, "{reason:?}");
-        assert_eq!(b.0.trusts(node(1)), !counted);
+        assert_eq!(b.0.trusts(node(1), 0, at(0)), !counted);
     }
 }
 
@@ -169,6 +169,55 @@ fn the_backoff_grows_to_its_bound_and_old_failures_are_forgotten() {
 }
 
 #[test]
+fn what_is_never_asked_again_is_forgotten() {
+    let mut b = B::new();
+    b.note(failed(1, Reason::Stall), 0);
+    let forget = BREAKER_FORGET.as_millis() as u64;
+    assert_eq!(b.state(1, forget - 1), State::HalfOpen);
+    assert!(!b.0.trusts(node(1), 0, at(forget - 1)));
+    assert_eq!(b.0.standing(at(forget - 1)).count(), 1);
+    assert_eq!(b.state(1, forget), State::Closed);
+    assert!(b.0.trusts(node(1), 0, at(forget)));
+    assert_eq!(b.0.standing(at(forget)).count(), 0);
+    assert_eq!(b.order(forget)[0].1, "12 ms", "nor said");
+}
+
+#[test]
+fn a_dead_machine_is_out_with_all_engines_and_an_engine_alone() {
+    for (reason, other_too) in [
+        (Reason::Unreachable, true),
+        (Reason::Lost, true),
+        (Reason::Silence, true),
+        (Reason::Stall, false),
+        (Reason::Refused(ErrorCode::EngineDown), false),
+    ] {
+        let mut b = B::new();
+        b.note(failed(1, reason.clone()), 0);
+        let second = Candidate {
+            engine: 1,
+            ..candidate(1)
+        };
+        let mut ranked = [second, candidate(2)];
+        b.0.order(&mut ranked, at(100));
+        assert_eq!(ranked[1].node == node(1), other_too, "{reason:?}");
+        assert_eq!(b.0.trusts(node(1), 1, at(100)), !other_too);
+        // Whichever of its engines answers, the machine is back.
+        b.0.dispatched(node(1), 1, at(5000));
+        let trial = b.state(1, 5000) == State::Trial;
+        assert_eq!(trial, other_too, "{reason:?}");
+        let engine = 1;
+        b.note(
+            Note::Succeeded {
+                node: node(1),
+                engine,
+            },
+            5100,
+        );
+        assert_eq!(b.state(1, 5100) == State::Closed, other_too, "{reason:?}");
+    }
+}
+
+#[test]
 fn everything_is_bounded() {
     let mut b = B::new();
     for n in 0..3 * MAX_BREAKERS as u32 {
@@ -176,7 +225,8 @@ fn everything_is_bounded() {
     }
     assert_eq!(b.0.troubled.len(), MAX_BREAKERS);
     let newest = 3 * MAX_BREAKERS as u32 - 1;
-    assert!(!b.0.trusts(node(newest)) && b.0.trusts(node(0)));
+    let now = at(u64::from(newest));
+    assert!(!b.0.trusts(node(newest), 0, now) && b.0.trusts(node(0), 0, now));
 }
 
 #[derive(Clone, Debug)]

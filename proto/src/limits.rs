@@ -54,9 +54,15 @@ pub const MAX_PROBES_FOR_ONE: usize = 16;
 /// Paths kept per peer.
 pub const MAX_PATHS: usize = 8;
 /// Attempts of one request over its life, the first included; then it fails with what it has.
+/// A backup whose original went on does not count, nor a reattachment that was answered: a long
+/// answer over a jittery path sees dozens of both, and nothing failed.
 pub const MAX_ATTEMPTS: u32 = 12;
-/// Fresh paths to silent peers that one request tries: a second for each, and four cover the
-/// time until its connection is known to be lost ([`IDLE`](crate::timeouts::IDLE)).
+/// Of [`MAX_ATTEMPTS`], kept for failures: what only saves time (a hedge, a smoother handover)
+/// takes none of them.
+pub const MIN_ATTEMPTS_LEFT: u32 = 4;
+/// Fresh paths to a silent peer that one request tries until it is heard again: a second for
+/// each, and four cover the time until its connection is known to be lost
+/// ([`IDLE`](crate::timeouts::IDLE)).
 pub const MAX_FRESH_PATHS: u32 = 4;
 /// Attempts of one request at the same time: the original and one backup.
 pub const MAX_PARALLEL_ATTEMPTS: usize = 2;
@@ -72,7 +78,8 @@ pub const MAX_STOPS: usize = 16;
 pub const MAX_STOP_BYTES: usize = 1024;
 /// Streams that one peer may hold open on a connection.
 pub const MAX_STREAMS_PER_PEER: u32 = 1024;
-/// Connections that one peer (one certificate) may hold; one more closes its oldest.
+/// Connections that one peer (one certificate) may hold; one more closes its oldest, of those
+/// without a listener if there is one.
 pub const MAX_CONNECTIONS_PER_PEER: usize = 8;
 /// Connections of members in all.
 pub const MAX_CONNECTIONS: usize = 512;

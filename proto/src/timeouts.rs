@@ -48,6 +48,9 @@ pub const STALL_MAX: Duration = Duration::from_secs(20);
 pub const LOAD_MAX: Duration = Duration::from_secs(180);
 /// With a broken answer in hand and no candidate left: wait this long for a peer to appear.
 pub const WAIT_FOR_PEER: Duration = Duration::from_secs(3);
+/// A caller that looks for the next event later than this had a pause of its own: what has come
+/// meanwhile says nothing of its peer. Far below any bound that is learned from it.
+pub const CALLER_PAUSE: Duration = Duration::from_millis(20);
 /// Nothing delivered and no candidate: `no_peer` at once, so that the app can fall back.
 pub const NO_PEER: Duration = Duration::from_millis(250);
 /// An agent keeps a generation this long after its client's connection was lost.

@@ -32,7 +32,7 @@ fn a_thousand_peers_are_ranked_in_time() {
         kind: ModelKind::Llm,
         prompt_tokens: 800,
         digest: None,
-        sticky: Some(node(3)),
+        sticky: Some((node(3), 0)),
         prompt_at_least: 0,
         needs_token_ids: false,
     };

@@ -5,6 +5,7 @@ mod session_bench;
 
 use session_bench::*;
 use std::time::Duration;
+use unamesh_proto::limits::{MAX_ATTEMPTS, MIN_ATTEMPTS_LEFT};
 use unamesh_proto::rank::Candidate;
 use unamesh_proto::session::{AttemptId, Closed, Config, Effect, Input, Note, Session};
 use unamesh_proto::timeouts::{
@@ -204,4 +205,123 @@ fn what_an_engine_took_is_told_at_the_end() {
         longest >= STALL_MIN && longest < STALL_MIN * 11 / 10,
         "{longest:?}"
     );
+}
+
+/// The original falls silent; whether a backup was dispatched before its longest bound.
+fn falls_silent(bench: &mut Bench) -> bool {
+    let opened = bench.opened.len();
+    let end = bench.now + SILENCE_MAX * 2;
+    while bench.now < end && bench.opened.len() == opened {
+        bench.pass(Duration::from_millis(5));
+    }
+    bench.opened.len() > opened
+}
+
+/// A long answer over Wi-Fi: dozens of short silences, a backup beside each, all in vain.
+#[test]
+fn vain_hedges_use_up_neither_failover_nor_fresh_paths() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.hedges = 100;
+    bench.accepted(0);
+    bench.token(0, 0, "x ");
+    let mut paths = Vec::new();
+    for index in 1..=40 {
+        assert!(falls_silent(&mut bench), "silence {index}");
+        paths.push(bench.fresh[0].0);
+        bench.token(0, index, "x ");
+    }
+    paths.dedup();
+    assert_eq!(paths.len(), 40, "each silence has a fresh path of its own");
+    bench.input(Input::Closed(AttemptId(0), Closed::Ended));
+    let (last, ..) = bench.opened.pop().unwrap();
+    bench.accepted(last.0);
+    bench.token(last.0, 41, "y");
+    assert!(bench.text().ends_with("x y"));
+}
+
+/// Backups that fail beside a peer that is only slow leave enough attempts for its death.
+#[test]
+fn hedges_take_none_of_what_is_kept_for_failures() {
+    let peers: Vec<u8> = (1..=40).collect();
+    let mut bench = Bench::new(&peers, true);
+    bench.accepted(0);
+    bench.token(0, 0, "x ");
+    bench.opened.clear();
+    let mut hedges = 0;
+    for index in 1..=20 {
+        let end = bench.now + SILENCE_MAX * 2;
+        while bench.now < end {
+            bench.pass(Duration::from_millis(5));
+            while let Some((backup, ..)) = bench.opened.pop() {
+                hedges += 1;
+                bench.input(Input::Closed(backup, Closed::Ended));
+            }
+        }
+        bench.token(0, index, "x ");
+        assert_eq!(bench.hedges, 3, "none is lost");
+    }
+    assert_eq!(hedges, MAX_ATTEMPTS - MIN_ATTEMPTS_LEFT - 1);
+    bench.input(Input::Closed(AttemptId(0), Closed::Ended));
+    for _ in 1..MIN_ATTEMPTS_LEFT {
+        let (last, ..) = bench.opened.pop().unwrap();
+        bench.input(Input::Closed(last, Closed::Ended));
+    }
+    let (last, ..) = bench.opened.pop().unwrap();
+    bench.accepted(last.0);
+    bench.token(last.0, 21, "y");
+    assert!(bench.text().ends_with("x y"), "{:?}", bench.last());
+}
+
+/// What has lain unread while the caller did something else shows how long the caller took.
+#[test]
+fn what_the_caller_did_not_watch_teaches_nothing() {
+    let ms = Duration::from_millis;
+    let mut bench = Bench::new(&[1], true);
+    bench.accepted(0);
+    let mut index = 0;
+    for _ in 0..5 {
+        for _ in 0..10 {
+            bench.pass(ms(30));
+            bench.token(0, index, "x ");
+            index += 1;
+        }
+        // The caller speaks the sentence; meanwhile the next one comes.
+        bench.now = bench.now + ms(2000);
+        bench.input(Input::Late(true));
+        for _ in 0..10 {
+            bench.token(0, index, "x ");
+            index += 1;
+        }
+        bench.input(Input::Late(false));
+    }
+    bench.done(0, index);
+    assert_eq!(bench.opened.len(), 1);
+    let (mut gaps, mut path) = (None, None);
+    for note in &bench.notes {
+        match note {
+            Note::Observed { observed, .. } => gaps = Some(observed.gaps.clone()),
+            Note::Learned { silence, .. } => path = Some(silence.bound()),
+            _ => {}
+        }
+    }
+    let gaps = gaps.unwrap();
+    assert_eq!(gaps.samples(), 45, "nine of each ten that were watched");
+    assert!(gaps.quantile(1.0, 1).unwrap() < ms(35));
+    assert_eq!(path, Some(SILENCE_MIN));
+}
+
+/// A connection that breaks again and again: the same generation goes on each time.
+#[test]
+fn reattachments_that_are_answered_use_up_no_failover() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "x ");
+    for id in 0..30 {
+        bench.input(Input::Closed(AttemptId(id), Closed::Lost("cut".into())));
+        bench.token(id + 1, id + 1, "x ");
+    }
+    bench.input(Input::Closed(AttemptId(30), Closed::Ended));
+    bench.accepted(31);
+    bench.token(31, 31, "y");
+    assert!(bench.text().ends_with("x y"));
 }

@@ -46,6 +46,49 @@ fn a_wrong_request_is_not_tried_elsewhere() {
 }
 
 #[test]
+fn a_refusal_beside_another_attempt_is_kept_for_the_end() {
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.pass(SILENCE_MIN + Duration::from_millis(1));
+    assert_eq!((bench.opened.len(), bench.hedges), (2, 2));
+    // The backup's template cannot take it, which the original could.
+    bench.error(1, ErrorCode::Invalid);
+    assert!(!bench.session.is_ended());
+    bench.token(0, 0, "one ");
+    assert_eq!(
+        bench.hedges, 3,
+        "what was paid for and did nothing comes back"
+    );
+    bench.done(0, 1);
+    assert!(matches!(bench.last(), Output::Done { .. }));
+
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.pass(SILENCE_MIN + Duration::from_millis(1));
+    bench.error(1, ErrorCode::Invalid);
+    bench.error(0, ErrorCode::EngineDown);
+    bench.error(2, ErrorCode::EngineDown);
+    assert!(
+        matches!(bench.last(), Output::Failed(Failure::Refused(e)) if e.code == ErrorCode::Invalid),
+        "nobody else served it: {:?}",
+        bench.last()
+    );
+}
+
+#[test]
+fn a_connection_that_is_refused_says_nothing_of_the_request() {
+    let mut bench = Bench::new(&[1, 2], true);
+    let refused = || Closed::Refused(WireError::new(ErrorCode::Forbidden, "expired"));
+    bench.input(Input::Closed(AttemptId(0), refused()));
+    assert_eq!(bench.opened.len(), 2, "the next machine is asked");
+    bench.input(Input::Closed(AttemptId(1), refused()));
+    assert_eq!(bench.opened.len(), 2, "and nobody twice");
+    assert!(
+        matches!(bench.last(), Output::Failed(Failure::Refused(e)) if e.code == ErrorCode::Forbidden)
+    );
+}
+
+#[test]
 fn before_the_first_token_the_next_peer_is_tried_silently() {
     let mut bench = Bench::new(&[1, 2], true);
     bench.error(0, ErrorCode::EngineDown);
@@ -279,6 +322,60 @@ fn cancelling_resets_everything_and_nothing_follows() {
     bench.token(0, 1, "two ");
     assert_eq!(*bench.last(), Output::Failed(Failure::Cancelled));
     assert_eq!(bench.session.next_wake(), None);
+}
+
+#[test]
+fn a_program_that_leaves_ends_its_answers_with_what_they_have() {
+    let ends_as = |spliceable, delivered| {
+        let mut bench = Bench::new(&[1, 2], spliceable);
+        bench.accepted(0);
+        if delivered {
+            bench.token(0, 0, "one ");
+        }
+        bench.input(Input::Leave);
+        assert_eq!(bench.reset, [AttemptId(0)]);
+        bench.last().clone()
+    };
+    let reason = || Reason::Leaving;
+    let interrupted = Failure::Interrupted { reason: reason() };
+    assert_eq!(ends_as(true, true), Output::Failed(interrupted));
+    let incomplete = Failure::Incomplete { reason: reason() };
+    assert_eq!(ends_as(false, true), Output::Failed(incomplete));
+    match ends_as(true, false) {
+        Output::Failed(Failure::Refused(error)) => assert_eq!(error.code, ErrorCode::Draining),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_peer_that_is_down_is_not_said_to_leave() {
+    let mut bench = Bench::new(&[1, 2], true);
+    let down = || Input::PeerDown(candidate(1).node);
+    bench.input(down());
+    assert_eq!(bench.opened.len(), 2, "it gave no sign of life");
+    let reason = |n: &Note| match n {
+        Note::Suspect { reason, .. } => Some(reason.clone()),
+        _ => None,
+    };
+    let reasons: Vec<Reason> = bench.notes.iter().filter_map(reason).collect();
+    assert_eq!(reasons, [Reason::Silence]);
+
+    let mut bench = Bench::new(&[1, 2], true);
+    bench.accepted(0);
+    bench.token(0, 0, "one ");
+    bench.input(down());
+    assert_eq!(bench.opened.len(), 1, "its stream lives");
+    bench.token(0, 1, "two ");
+    bench.pass(SILENCE_MIN + Duration::from_millis(1));
+    assert_eq!(bench.opened.len(), 2, "until it does not");
+    bench.accepted(1);
+    bench.token(1, 2, "three");
+    assert!(
+        bench
+            .outputs
+            .iter()
+            .any(|o| matches!(o, Output::PeerChanged { reason, .. } if *reason == Reason::Silence))
+    );
 }
 
 #[test]

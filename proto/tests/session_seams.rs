@@ -4,11 +4,13 @@
 mod session_bench;
 
 use session_bench::{Bench, candidate};
+use std::time::Duration;
 use unamesh_proto::GenerationId;
 use unamesh_proto::rank::Candidate;
 use unamesh_proto::session::{
     AttemptId, Closed, Config, Effect, Failure, Input, Output, Reason, Seam, Session,
 };
+use unamesh_proto::timeouts::SILENCE_MIN;
 use unamesh_proto::wire::{Accepted, Chunk, GenFrame, Token};
 
 /// A peer's model and what its agent says of the replayed prefix.
@@ -148,4 +150,29 @@ fn who_cannot_go_on_in_the_middle_is_passed_over() {
         bench.last(),
         Output::Failed(Failure::Interrupted { .. })
     ));
+}
+
+/// A backup that continues from text is as inexact after its stream has moved to another path.
+#[test]
+fn a_backup_on_another_path_is_as_exact_as_it_was() {
+    for (exact, seam) in [(true, Seam::Exact), (false, Seam::Continued)] {
+        for fresh in [true, false] {
+            let mut bench = Bench::new(&[1, 2], true);
+            bench.accepted(0);
+            bench.token(0, 0, "one ");
+            bench.input(Input::Closed(AttemptId(0), Closed::Ended));
+            bench.accepted_as(1, exact);
+            let mut id = 2;
+            if fresh {
+                bench.pass(SILENCE_MIN + Duration::from_millis(1));
+                id = bench.fresh[0].0.0;
+                bench.input(Input::Opened(AttemptId(id)));
+                bench.accepted_as(id, exact);
+            } else {
+                bench.input(Input::Closed(AttemptId(1), Closed::Lost("path".into())));
+            }
+            bench.token(id, 1, "two");
+            assert_eq!(bench.seam(), Some(seam), "fresh path: {fresh}");
+        }
+    }
 }

@@ -163,7 +163,13 @@ async fn only_free_text_may_be_spliced() {
     let tool = json!([{"type": "function", "function": {"name": "f"}}]);
     for (more, spliceable) in [
         (json!({"tools": []}), true),
-        (json!({"tools": tool}), false),
+        (json!({"tools": tool}), true),
+        (json!({"tools": tool, "tool_choice": "auto"}), true),
+        (json!({"tools": tool, "tool_choice": "required"}), false),
+        (
+            json!({"tools": tool, "tool_choice": {"type": "function", "function": {"name": "f"}}}),
+            false,
+        ),
         (json!({"tools": tool, "tool_choice": "none"}), true),
         (json!({"response_format": {"type": "text"}}), true),
         (json!({"response_format": {"type": "json_object"}}), false),

@@ -1,10 +1,15 @@
 //! Machines that leave on purpose: the lid closes, the process is told to end, its owner wants a
 //! pause, the battery runs low. Real processes; what a client sees of each.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code"
+)]
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
@@ -40,8 +45,18 @@ struct Mesh {
 impl Mesh {
     /// `wrappers`: the command lines before the two machines' agents; `config`: lines for both.
     async fn start(wrappers: [Vec<String>; 2], config: &str) -> Self {
+        Self::start_with(Setup::new("desk"), wrappers, config, 100).await
+    }
+
+    /// The same with this desk, and answers of `tokens` tokens.
+    async fn start_with(
+        desk: Setup,
+        wrappers: [Vec<String>; 2],
+        config: &str,
+        tokens: usize,
+    ) -> Self {
         let script = Script {
-            tokens: 100,
+            tokens,
             pace: Duration::from_millis(20),
             ..Script::default()
         };
@@ -55,11 +70,7 @@ impl Mesh {
             config.clone_into(&mut setup.config);
             setup
         };
-        let setups = vec![
-            Setup::new("desk"),
-            machine(0, "laptop"),
-            machine(1, "tower"),
-        ];
+        let setups = vec![desk, machine(0, "laptop"), machine(1, "tower")];
         let cluster = Cluster::start(setups).await;
         let mesh = Self {
             cluster,
@@ -75,8 +86,12 @@ impl Mesh {
     }
 
     async fn ask(&self) -> Answer {
-        let desk = &self.cluster.agents[0];
-        Answer::new(Generation::start(desk, &self.script.model, "Count.").await)
+        self.ask_at(0).await
+    }
+
+    async fn ask_at(&self, asked: usize) -> Answer {
+        let asked = &self.cluster.agents[asked];
+        Answer::new(Generation::start(asked, &self.script.model, "Count.").await)
     }
 }
 
@@ -283,6 +298,89 @@ async fn sigterm_mid_answer_is_not_felt() {
     println!("SIGTERM: the answer is over and the process has ended: {exits}");
 }
 
+/// Tokens of an answer that takes longer than an agent waits for its tasks to end.
+const LONG: usize = 350;
+
+/// A mesh that gives long answers, and time for them at SIGTERM.
+async fn patient() -> Mesh {
+    let serve = "[serve]\ndrain_ms = 30000\n";
+    let mut desk = Setup::new("desk");
+    serve.clone_into(&mut desk.config);
+    // Below the engine's table: one that stays has room for what moves to it.
+    let config = format!("slots = 2\n{serve}");
+    Mesh::start_with(desk, Default::default(), &config, LONG).await
+}
+
+#[tokio::test]
+async fn those_who_leave_finish_the_answers_of_their_own_applications() {
+    let mut mesh = patient().await;
+    let (desk, laptop) = (0, 1);
+    for by_signal in [true, false] {
+        // One is computed by the application's own machine, and moves by the leave; the other
+        // one elsewhere all the time.
+        let mut own = mesh.ask_at(laptop).await;
+        own.read(&mesh, 10).await;
+        assert_eq!(own.answering, laptop, "its own engine is the nearest");
+        let mut other = mesh.ask().await;
+        other.read(&mesh, 10).await;
+        for index in [laptop, desk] {
+            let agent = &mesh.cluster.agents[index];
+            if by_signal {
+                agent.signal(Signal::TERM);
+            } else {
+                agent.run(&["drain", "--deadline", "30s"]).await.unwrap();
+            }
+        }
+        let mut gaps = Gaps::default();
+        tokio::join!(own.goes_on(&mesh, &mut gaps), other.read(&mesh, usize::MAX));
+        assert_eq!(other.text, mesh.script.answer(), "{:?}", other.end);
+        for index in [laptop, desk] {
+            let over = Instant::now();
+            let status = mesh.cluster.agents[index].ended().await;
+            assert!(status.success() && over.elapsed() < EXIT, "{status}");
+            mesh.cluster.agents[index].start().await;
+        }
+        mesh.cluster.met().await;
+        mesh.all_chosen().await;
+    }
+}
+
+#[tokio::test]
+async fn at_the_deadline_a_leaving_desk_says_what_was_delivered() {
+    let mut mesh = patient().await;
+    // Not by a command: a busy machine takes long to start one.
+    let drain = json!({"deadline_ms": 300});
+    let mut answer = mesh.ask().await;
+    answer.read(&mesh, 20).await;
+    let gateway = mesh.cluster.agents[0].gateway();
+    let drained = gateway.json("/unamesh/v1/drain", Some(&drain)).await;
+    drained.unwrap();
+    answer.read(&mesh, usize::MAX).await;
+    let error = &answer.end.as_ref().expect("a silent end")["error"];
+    assert_eq!(error["code"], "interrupted", "{:?}", answer.end);
+    assert_eq!(error["delivered_tokens"], answer.tokens);
+    assert!(mesh.script.answer().starts_with(&answer.text));
+    assert!(mesh.cluster.agents[0].ended().await.success());
+
+    mesh.cluster.agents[0].start().await;
+    mesh.all_chosen().await;
+    let desk = &mesh.cluster.agents[0];
+    let body = json!({"model": mesh.script.model, "stream": true, "temperature": 0,
+        "messages": [{"role": "user", "content": "Count."}]});
+    let gateway = desk.gateway();
+    let chunks = gateway.send("/v1/chat/completions", Some(&body)).await;
+    let (mut chunks, mut last) = (chunks.unwrap(), String::new());
+    let drained = gateway.json("/unamesh/v1/drain", Some(&drain)).await;
+    drained.unwrap();
+    while let Some(line) = timeout(PATIENCE, chunks.line()).await.unwrap().unwrap() {
+        last = line;
+    }
+    let last = last.strip_prefix("data: ").unwrap();
+    let last: Value = serde_json::from_str(last).expect("an error is no [DONE]");
+    assert_eq!(last["error"]["code"], "interrupted", "{last}");
+    assert!(mesh.cluster.agents[0].ended().await.success());
+}
+
 #[tokio::test]
 async fn an_idle_agent_ends_at_once() {
     let mut mesh = Mesh::start(Default::default(), "").await;
@@ -425,23 +523,47 @@ async fn a_low_battery_sends_answers_elsewhere() {
     mesh.all_chosen().await;
 }
 
-#[tokio::test]
-async fn a_sleep_that_nobody_announced_is_noticed() {
-    let files = tempfile::tempdir().unwrap();
-    let clock = files.path().join("clock");
-    std::fs::write(&clock, "+0").unwrap();
+/// A command line that shows its program a wall clock that is off by what `clock` says.
+fn with_clock(clock: &Path) -> Vec<String> {
+    std::fs::write(clock, "+0").unwrap();
     let library = std::fs::read_dir("/usr/lib").unwrap().flatten();
     let library = library
         .map(|entry| entry.path().join("faketime/libfaketime.so.1"))
         .find(|path| path.is_file())
         .expect("no libfaketime here: apt-get install faketime");
-    let wrapper = vec![
+    vec![
         "env".to_owned(),
         format!("LD_PRELOAD={}", library.display()),
         format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()),
         "FAKETIME_NO_CACHE=1".to_owned(),
         "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_ends_no_answer() {
+    let files = tempfile::tempdir().unwrap();
+    let clock = files.path().join("clock");
+    let mut desk = Setup::new("desk");
+    desk.wrapper = with_clock(&clock);
+    let mesh = Mesh::start_with(desk, Default::default(), "", 100).await;
+    let mut events = Events::of(&mesh.cluster.agents[0]).await;
+    let mut answer = mesh.ask().await;
+    answer.read(&mesh, 5).await;
+    std::fs::write(&clock, "+10").unwrap();
+    assert_eq!(events.next("woke").await["noticed_by"], "clocks");
+    answer.read(&mesh, usize::MAX).await;
+    assert_eq!(answer.text, mesh.script.answer(), "{:?}", answer.end);
+    assert!(answer.moved.is_none(), "its machine was awake all the time");
+    let asked: usize = mesh.engines.iter().map(|engine| engine.asked().len()).sum();
+    assert_eq!(asked, 1, "nothing was computed again");
+}
+
+#[tokio::test]
+async fn a_sleep_that_nobody_announced_is_noticed() {
+    let files = tempfile::tempdir().unwrap();
+    let clock = files.path().join("clock");
+    let wrapper = with_clock(&clock);
     let mesh = Mesh::start([wrapper, Vec::new()], "").await;
     let epoch = state(&mesh, 1).await["epoch"].as_u64().unwrap();
     let mut events = Events::of(&mesh.cluster.agents[1]).await;

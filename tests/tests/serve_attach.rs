@@ -13,7 +13,9 @@ use serve_support::{Answer, Caller, Mesh, PATIENCE, Server, attach, generate, re
 use std::time::Duration;
 use tokio::time::timeout;
 use unamesh_agent::serve::ServeConfig;
+use unamesh_client::endpoint::CLOSE_NORMAL;
 use unamesh_proto::GenerationId;
+use unamesh_proto::limits::MAX_CONNECTIONS_PER_PEER;
 use unamesh_proto::wire::{ErrorCode, Role};
 use unamesh_tests::doubles::engine_double::answer;
 use unamesh_tests::doubles::{EngineDouble, PathDouble, Script};
@@ -227,4 +229,76 @@ async fn a_second_path_takes_over_from_the_first() {
     b.double.release();
     assert_eq!(answer(1, 5) + &second.rest(5).await.0, b.double.expected());
     b.server.shutdown().await;
+}
+
+/// As many connections of `caller` as it may hold, the oldest first.
+async fn all_connections(caller: &Caller, server: &Server) -> Vec<quinn::Connection> {
+    let mut connected = server.hooks.connected.subscribe();
+    let mut all = Vec::new();
+    for n in 1..=MAX_CONNECTIONS_PER_PEER {
+        all.push(caller.connect(server).await);
+        let admitted = connected.wait_for(|c| *c >= n);
+        timeout(PATIENCE, admitted)
+            .await
+            .expect("admitted")
+            .unwrap();
+    }
+    all
+}
+
+#[tokio::test]
+async fn the_connection_that_makes_room_is_one_without_an_answer() {
+    let mesh = Mesh::new();
+    let double = EngineDouble::stepped("e", Script::default());
+    let server = Server::start(&mesh, &[&double], ServeConfig::default()).await;
+    let caller = Caller::new(&mesh, Role::Client);
+    let held = all_connections(&caller, &server).await;
+    let mut stream = generate(&held[0], &request()).await;
+    stream.accepted().await;
+
+    let _ninth = caller.connect(&server).await;
+    timeout(PATIENCE, held[1].closed())
+        .await
+        .expect("the oldest of the idle ones is closed");
+    double.release();
+    let (text, _) = stream.rest(0).await;
+    assert_eq!(text, double.expected());
+    assert!(held[2..].iter().all(|c| c.close_reason().is_none()));
+    server.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_answer_outlives_the_connection_that_made_room() {
+    let mesh = Mesh::new();
+    let script = Script {
+        slots: MAX_CONNECTIONS_PER_PEER as u16,
+        ..Script::default()
+    };
+    let double = EngineDouble::stepped("e", script);
+    let server = Server::start(&mesh, &[&double], ServeConfig::default()).await;
+    let caller = Caller::new(&mesh, Role::Client);
+    let held = all_connections(&caller, &server).await;
+    let (mut streams, mut ids) = (Vec::new(), Vec::new());
+    for connection in &held {
+        let mut stream = generate(connection, &request()).await;
+        ids.push(stream.accepted().await.generation);
+        streams.push(stream);
+    }
+    let ninth = caller.connect(&server).await;
+    let closed = timeout(PATIENCE, held[0].closed());
+    let closed = closed.await.expect("the oldest is closed");
+    let quinn::ConnectionError::ApplicationClosed(close) = &closed else {
+        panic!("{closed}")
+    };
+    // What a client reads as a break, after which it asks for the rest.
+    assert_eq!(close.error_code, CLOSE_NORMAL);
+    let mut again = attach(&ninth, ids[0], 0).await;
+    assert_eq!(again.accepted().await.generation, ids[0]);
+    double.release();
+    assert_eq!(again.rest(0).await.0, double.expected());
+    for mut stream in streams.drain(1..) {
+        assert_eq!(stream.rest(0).await.0, double.expected());
+    }
+    assert_eq!(double.seen().asked as usize, MAX_CONNECTIONS_PER_PEER);
+    server.shutdown().await;
 }

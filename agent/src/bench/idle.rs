@@ -183,5 +183,9 @@ fn report(json: Value) -> Report {
         json["traffic_bytes_per_s"],
         json["traffic_counted_by"].as_str().unwrap_or_default(),
     );
-    Report { json, text }
+    Report {
+        json,
+        text,
+        trouble: None,
+    }
 }

@@ -20,6 +20,7 @@ pub mod stats;
 
 pub use crate::local_mesh::LocalError as BenchError;
 
+use crate::cli::args::tolerance;
 use crate::drill::{self, Case, frozen};
 use crate::starter::{self, Starter};
 use serde_json::Value;
@@ -62,6 +63,10 @@ pub struct FaultArgs {
     /// Tokens of an answer
     #[arg(long, default_value_t = 40)]
     pub tokens: usize,
+    /// Multiplies the bars by this, for a machine that has other things to do: exit status 1 if
+    /// one is missed
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = tolerance)]
+    pub tolerance: f64,
     /// On real engines: the starter's llama.cpp, installed if need be
     #[arg(long)]
     pub starter: bool,
@@ -74,6 +79,8 @@ pub struct Report {
     pub json: Value,
     /// For people: lines.
     pub text: String,
+    /// What is not as it should be.
+    pub trouble: Option<String>,
 }
 
 /// Takes a line that says what is being done, for a terminal.
@@ -123,6 +130,7 @@ fn fault(
         trials: args.trials,
         answers: 1,
         tokens: args.tokens,
+        tolerance: args.tolerance,
     };
     let report = drill::on_own_mesh(&plan, starter, &|step| {
         match step {
@@ -152,5 +160,10 @@ fn fault(
         json["failed"],
         json["reasons"],
     );
-    Ok(Report { json, text })
+    let trouble = report.trouble();
+    Ok(Report {
+        json,
+        text,
+        trouble,
+    })
 }

@@ -150,7 +150,11 @@ pub fn run(args: &OverheadArgs, progress: &Progress) -> Result<Report, BenchErro
         "requests": args.requests,
     });
     let text = text(&json);
-    Ok(Report { json, text })
+    Ok(Report {
+        json,
+        text,
+        trouble: None,
+    })
 }
 
 /// (p50, p99) of each way in milliseconds; of the mesh's ways what they add.

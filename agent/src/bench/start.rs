@@ -73,7 +73,11 @@ pub fn run(args: &StartArgs, progress: &Progress) -> Result<Report, BenchError> 
         left.median(),
         left.percentile(0.95)
     );
-    Ok(Report { json, text })
+    Ok(Report {
+        json,
+        text,
+        trouble: None,
+    })
 }
 
 /// Asks an agent for its ranking again and again on one connection.

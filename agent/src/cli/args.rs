@@ -258,6 +258,10 @@ pub struct DrillArgs {
     /// [default: every one that serves the model]
     #[arg(long = "peer", value_name = "NAME", conflicts_with = "local")]
     pub peers: Vec<String>,
+    /// Multiplies the bars by this, for a machine that has other things to do: exit status 1 if
+    /// one is missed
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = tolerance)]
+    pub tolerance: f64,
     /// Do not ask before touching another machine
     #[arg(long, short)]
     pub yes: bool,
@@ -268,6 +272,14 @@ pub struct DrillArgs {
 pub struct CompletionsArgs {
     /// The shell
     pub shell: Shell,
+}
+
+/// By how much a bar may be exceeded: `1.5`.
+pub(crate) fn tolerance(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(times) if (1.0..=100.0).contains(&times) => Ok(times),
+        _ => Err("expected a number from 1 to 100".to_owned()),
+    }
 }
 
 /// `90s`, `10m`, `2h`, `1d`, `500ms`; a bare number is seconds.

@@ -16,9 +16,12 @@ pub(super) async fn run(context: &Context, args: BenchArgs) -> Result<(), CliErr
     let report = bench::run(args, progress)
         .await
         .map_err(|e| CliError::new("bench", e.to_string()))?;
-    match report {
-        Some(report) if out.json => out.value(&report.json),
-        Some(report) => out.print(&report.text),
-        None => Ok(()),
+    let Some(report) = report else { return Ok(()) };
+    if out.json {
+        out.value(&report.json)?;
+    } else {
+        out.print(&report.text)?;
     }
+    let missed = |trouble| Err(CliError::new("bench", trouble));
+    report.trouble.map_or(Ok(()), missed)
 }

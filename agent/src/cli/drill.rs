@@ -51,7 +51,9 @@ pub(super) async fn run(context: &Context, args: DrillArgs) -> Result<(), CliErr
     match report.trouble() {
         Some(trouble) => Err(CliError::new("drill", trouble)),
         None if out.json => Ok(()),
-        None => out.line(&format!("{GOOD}Nothing was lost.{GOOD:#}")),
+        None => out.line(&format!(
+            "{GOOD}Nothing was lost, and every bar is met.{GOOD:#}"
+        )),
     }
 }
 
@@ -71,6 +73,7 @@ fn plan(args: &DrillArgs) -> Plan {
         trials: usize::from(args.trials.unwrap_or(usual)),
         answers: usize::from(args.answers),
         tokens: usize::from(args.tokens),
+        tolerance: args.tolerance,
     }
 }
 
@@ -141,11 +144,13 @@ async fn stage(context: &Context, args: &DrillArgs) -> Result<RealStage, CliErro
     };
     let why = mesh.why(&model, 0).await?;
     let serving = why.at("ranked").items();
-    let others: Vec<(&str, &str)> = serving
+    // A machine with two engines stands there twice.
+    let others: BTreeSet<(&str, &str)> = serving
         .iter()
         .map(|c| (c.at("node").text(), c.at("name").text()))
         .filter(|(node, _)| *node != me)
         .collect();
+    let others: Vec<(&str, &str)> = others.into_iter().collect();
     if others.is_empty() {
         let message = format!(
             "no other machine serves {}: there is nobody to fail, and nobody to go on",

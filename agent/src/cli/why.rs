@@ -28,7 +28,14 @@ fn ranking(context: &Context, why: &Value) -> String {
         "", "MACHINE", "TOTAL", "RTT", "QUEUE", "LOAD", "TTFT", "REASON",
     ])
     .numbers(&[2, 3, 4, 5, 6]);
-    for (at, candidate) in why.at("ranked").items().iter().enumerate() {
+    let ranked = why.at("ranked").items();
+    for (at, candidate) in ranked.iter().enumerate() {
+        let node = |c: &Value| c.at("node").text().to_owned();
+        let engines = ranked.iter().filter(|c| node(c) == node(candidate)).count();
+        let name = match (engines, candidate.at("name").text()) {
+            (1, name) => name.to_owned(),
+            (_, name) => format!("{name} ({})", candidate.at("engine_name").text()),
+        };
         let style = if at == 0 { GOOD } else { anstyle::Style::new() };
         let cost = |part: &str| match candidate.at("cost_ms").at(part).float() {
             Some(value) => ms(value),
@@ -43,7 +50,7 @@ fn ranking(context: &Context, why: &Value) -> String {
                 },
                 style,
             ),
-            cell(candidate.at("name").text(), style),
+            cell(name, style),
             cell(cost("total"), style),
             cost("rtt").into(),
             cost("queue").into(),

@@ -70,6 +70,12 @@ impl Answer {
         seen.judge(fault)
     }
 
+    /// The fault was not played after all: nothing here is its doing.
+    pub fn untouched(&mut self) {
+        self.other_changes += usize::from(self.heal.take().is_some());
+        (self.hit, self.largest) = (false, Duration::ZERO);
+    }
+
     /// Counts what is missing or doubled against `expected`, the uninterrupted text.
     pub fn compare(&mut self, expected: &str) {
         let (lost, doubled) = compare(&self.text, expected);

@@ -1,4 +1,6 @@
-//! What a drill showed, and whether it was good.
+//! What a drill showed, and whether it was good: nothing lost, nothing unnoticed, and every bar
+//! met. The bars are those of [`Case::bar_ms`], of the mesh's share, and for a drained agent of
+//! the largest gap.
 
 use super::case::Case;
 use super::trial::Trial;
@@ -7,6 +9,13 @@ use crate::cli::output::{BAD, Cell, GOOD, Out, PLAIN, Table, WARN, cell};
 use anstyle::Style;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
+
+/// The most of a backup's first token, in milliseconds, that is the mesh's own doing and not its
+/// engine's (95th percentile).
+const SHARE_BAR_MS: f64 = 30.0;
+/// The largest gap in the answers of a drained agent (95th percentile), in times of the usual
+/// gaps' 99th.
+const DRAIN_BAR: f64 = 2.0;
 
 /// The trials of one case.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +27,7 @@ pub struct CaseReport {
 }
 
 /// A whole drill.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct DrillReport {
     /// Trials of each case.
     pub trials: usize,
@@ -26,6 +35,8 @@ pub struct DrillReport {
     pub cases: Vec<CaseReport>,
     /// What the engines take to their first token, in milliseconds, where that is known.
     pub engine_ttft_ms: Option<f64>,
+    /// By this the bars are multiplied.
+    pub tolerance: f64,
 }
 
 impl CaseReport {
@@ -54,10 +65,27 @@ impl CaseReport {
             .count()
     }
 
+    /// Those that were hit and came to their end.
+    fn survivors(&self) -> impl Iterator<Item = &super::answer::Answer> {
+        self.answers()
+            .filter(|answer| answer.hit && answer.failed.is_none())
+    }
+
+    /// The gap of each answer that was hit, in milliseconds: until another agent went on, or, if
+    /// none stepped in, the longest wait for the one that failed.
+    pub fn gaps(&self) -> Samples {
+        self.survivors()
+            .map(|answer| ms(answer.heal.as_ref().map_or(answer.largest, |heal| heal.gap)))
+            .collect()
+    }
+
     /// How much longer the gaps were than the backup's own first token took, in milliseconds.
     pub fn beyond(&self) -> Samples {
-        self.heals()
-            .map(|h| ms(h.gap) - ms(h.backup_ttft))
+        self.survivors()
+            .map(|answer| match &answer.heal {
+                Some(heal) => ms(heal.gap) - ms(heal.backup_ttft),
+                None => ms(answer.largest),
+            })
             .collect()
     }
 
@@ -67,13 +95,30 @@ impl CaseReport {
         hit.map(|answer| ms(answer.largest)).collect()
     }
 
-    /// For scripts. `usual`: between tokens while nothing is wrong.
-    pub fn json(&self, engine_ttft_ms: Option<f64>, usual: &Samples) -> Value {
+    /// Of the backups' first tokens what is not their engine's, in milliseconds.
+    fn share(&self, engine_ttft_ms: f64) -> Samples {
+        self.heals()
+            .map(|heal| ms(heal.backup_ttft) - engine_ttft_ms)
+            .collect()
+    }
+
+    /// Answers that stood still for longer than the bar, and nobody stepped in.
+    pub fn unnoticed(&self) -> usize {
+        let Some(bar) = self.case.bar_ms() else {
+            return 0; // A drained agent may end what it has.
+        };
+        self.survivors()
+            .filter(|answer| answer.heal.is_none() && ms(answer.largest) > bar)
+            .count()
+    }
+
+    /// For scripts, without the verdict. `usual`: between tokens while nothing is wrong.
+    fn json(&self, engine_ttft_ms: Option<f64>, usual: &Samples) -> Value {
         let of = |value: &dyn Fn(&super::answer::Heal) -> f64| -> Samples {
             self.heals().map(value).collect()
         };
         let seams = |kind: &str| self.heals().filter(|heal| heal.seam == kind).count();
-        let share = engine_ttft_ms.map(|own| of(&|h| ms(h.backup_ttft) - own).json());
+        let share = engine_ttft_ms.map(|own| self.share(own).json());
         let mut reasons: Vec<&str> = self.heals().map(|heal| heal.reason.as_str()).collect();
         reasons.sort_unstable();
         reasons.dedup();
@@ -85,7 +130,7 @@ impl CaseReport {
         failures.dedup();
         let compared = self.answers().filter_map(|answer| answer.identical);
         json!({
-            "gap_ms": of(&|h| ms(h.gap)).json(),
+            "gap_ms": self.gaps().json(),
             "backup_ttft_ms": of(&|h| ms(h.backup_ttft)).json(),
             "gap_beyond_ttft_ms": self.beyond().json(),
             "dispatch_ms": of(&|h| ms(h.outage) - ms(h.backup_ttft)).json(),
@@ -101,20 +146,11 @@ impl CaseReport {
             "answers": self.answers().count(),
             "hit": self.answers().filter(|answer| answer.hit).count(),
             "moved": self.heals().count(),
+            "unnoticed": self.unnoticed(),
             "struck": self.trials.iter().filter(|trial| trial.struck).count(),
             "other_changes": self.answers().map(|answer| answer.other_changes).sum::<usize>(),
             "reasons": reasons,
         })
-    }
-
-    /// Whether the bar is met; `None` without anything to measure.
-    pub fn meets_bar(&self, usual: &Samples) -> Option<bool> {
-        let beyond = self.beyond();
-        match self.case.bar_ms() {
-            _ if beyond.is_empty() => None,
-            Some(bar) => Some(beyond.percentile(0.95) <= bar),
-            None => Some(self.largest().percentile(0.95) <= 2.0 * usual.percentile(0.99)),
-        }
     }
 }
 
@@ -135,21 +171,62 @@ impl DrillReport {
             .cases
             .iter()
             .map(|case| {
-                let json = case.json(self.engine_ttft_ms, &usual);
+                let mut json = case.json(self.engine_ttft_ms, &usual);
+                json["meets_bar"] = self.meets_bar(case, &usual).into();
                 (case.case.name().to_owned(), json)
             })
             .collect();
-        json!({"trials": self.trials, "cases": cases, "usual_gap_ms": usual.json()})
+        json!({
+            "trials": self.trials,
+            "tolerance": self.tolerance,
+            "cases": cases,
+            "usual_gap_ms": usual.json(),
+        })
     }
 
-    /// What is wrong; `None`: nothing was lost or doubled, no request failed, and there was
-    /// something to see.
+    /// The bars that `case` misses, in words.
+    fn missed(&self, case: &CaseReport, usual: &Samples) -> Vec<String> {
+        let own = match case.case.bar_ms() {
+            Some(bar) => (
+                "the gap beyond the backup's first token",
+                case.beyond(),
+                bar,
+            ),
+            None => {
+                let bar = DRAIN_BAR * usual.percentile(0.99);
+                ("the largest gap", case.largest(), bar)
+            }
+        };
+        let share = self.engine_ttft_ms.map(|own| {
+            let what = "the mesh's share of the backup's first token";
+            (what, case.share(own), SHARE_BAR_MS)
+        });
+        let bars = [Some(own), share].into_iter().flatten();
+        bars.map(|(what, seen, bar)| (what, seen.percentile(0.95), bar * self.tolerance))
+            // Without anything to measure it is no number, and exceeds nothing.
+            .filter(|(_, p95, bar)| p95 > bar)
+            .map(|(what, p95, bar)| {
+                let case = case.case.name();
+                format!("{case}: {what} is {p95:.0} ms (p95), the bar {bar:.0} ms")
+            })
+            .collect()
+    }
+
+    /// Whether `case` meets its bars; `None` without anything to measure.
+    pub fn meets_bar(&self, case: &CaseReport, usual: &Samples) -> Option<bool> {
+        let measured = case.survivors().next().is_some();
+        measured.then(|| self.missed(case, usual).is_empty())
+    }
+
+    /// What is wrong; `None`: nothing was lost or doubled, no request failed, every fault was
+    /// noticed, every bar met, and there was something to see.
     pub fn trouble(&self) -> Option<String> {
         let sum = |of: fn(&CaseReport) -> usize| self.cases.iter().map(of).sum::<usize>();
         let counts = [
             (sum(CaseReport::lost), "tokens were lost"),
             (sum(CaseReport::doubled), "tokens were doubled"),
             (sum(CaseReport::failed), "requests failed"),
+            (sum(CaseReport::unnoticed), "faults were not noticed"),
         ];
         let found = counts.iter().filter(|(count, _)| *count > 0);
         let mut found: Vec<String> = found.map(|(n, what)| format!("{n} {what}")).collect();
@@ -160,6 +237,8 @@ impl DrillReport {
                 case.case.name()
             )
         }));
+        let usual = self.usual();
+        found.extend(self.cases.iter().flat_map(|case| self.missed(case, &usual)));
         (!found.is_empty()).then(|| found.join(", "))
     }
 
@@ -171,7 +250,7 @@ impl DrillReport {
         ])
         .numbers(&[1, 2, 3, 4, 5, 6, 7, 8]);
         for case in &self.cases {
-            table.row(case.row(&usual));
+            table.row(case.row(self.style(case, &usual)));
         }
         let mut text = table.render(out);
         let _ = writeln!(
@@ -181,7 +260,7 @@ impl DrillReport {
             self.trials
         );
         for drain in self.cases.iter().filter(|c| c.case == Case::Drain) {
-            let style = drain.style(&usual);
+            let style = self.style(drain, &usual);
             let _ = writeln!(
                 text,
                 "Drained: {style}{}{style:#} between two tokens at most (p95); {} is usual (p99).",
@@ -191,23 +270,23 @@ impl DrillReport {
         }
         text
     }
-}
 
-impl CaseReport {
-    /// Whether the bar is met, as a colour.
-    fn style(&self, usual: &Samples) -> Style {
-        match self.meets_bar(usual) {
+    /// Whether the bars are met, as a colour.
+    fn style(&self, case: &CaseReport, usual: &Samples) -> Style {
+        match self.meets_bar(case, usual) {
             Some(true) => GOOD,
             Some(false) => WARN,
             None => PLAIN,
         }
     }
+}
 
-    fn row(&self, usual: &Samples) -> Vec<Cell> {
-        let gap: Samples = self.heals().map(|heal| ms(heal.gap)).collect();
+impl CaseReport {
+    fn row(&self, verdict: Style) -> Vec<Cell> {
+        let gap = self.gaps();
         let ttft: Samples = self.heals().map(|heal| ms(heal.backup_ttft)).collect();
         let beyond = match self.case.bar_ms() {
-            Some(_) => cell(shown(self.beyond().percentile(0.95)), self.style(usual)),
+            Some(_) => cell(shown(self.beyond().percentile(0.95)), verdict),
             // It may have started while the other still went on.
             None => "-".into(),
         };
@@ -242,6 +321,7 @@ fn shown(value: f64) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::answer::{Answer, Heal};
     use super::*;
@@ -274,6 +354,7 @@ mod tests {
                 trials: vec![trial],
             }],
             engine_ttft_ms: Some(30.0),
+            tolerance: 1.0,
         }
     }
 
@@ -324,7 +405,7 @@ mod tests {
     fn each_case_has_its_bar() {
         let meets = |case, gap| {
             let report = report(case, vec![answer(gap, 30)]);
-            report.cases[0].meets_bar(&report.usual())
+            report.meets_bar(&report.cases[0], &report.usual())
         };
         assert_eq!(meets(Case::Kill, 230), Some(true));
         assert_eq!(meets(Case::Kill, 231), Some(false));
@@ -333,6 +414,53 @@ mod tests {
         assert_eq!(meets(Case::Drain, 40), Some(true));
         assert_eq!(meets(Case::Drain, 41), Some(false));
         let nothing = report(Case::Kill, vec![]);
-        assert_eq!(nothing.cases[0].meets_bar(&nothing.usual()), None);
+        assert_eq!(nothing.meets_bar(&nothing.cases[0], &nothing.usual()), None);
+    }
+
+    #[test]
+    fn a_missed_bar_is_trouble_unless_it_is_tolerated() {
+        let mut slow = report(Case::Hang, vec![answer(1040, 30)]);
+        let words = "hang: the gap beyond the backup's first token is 1010 ms (p95), \
+                     the bar 1000 ms";
+        assert_eq!(slow.trouble().as_deref(), Some(words));
+        slow.tolerance = 1.1;
+        assert_eq!(slow.trouble(), None);
+        let share = report(Case::Kill, vec![answer(150, 61)]);
+        assert_eq!(
+            share.meets_bar(&share.cases[0], &share.usual()),
+            Some(false)
+        );
+        assert!(share.trouble().unwrap().contains("share"));
+    }
+
+    #[test]
+    fn a_fault_that_nobody_noticed_is_trouble_and_no_small_gap() {
+        let stood_still = Answer {
+            heal: None,
+            ..answer(4000, 0)
+        };
+        let report = report(Case::Hang, vec![answer(400, 30), stood_still]);
+        let json = &report.json()["cases"]["hang"];
+        assert_eq!((&json["hit"], &json["moved"]), (&json!(2), &json!(1)));
+        assert_eq!(json["gap_ms"]["max"], 4000.0);
+        assert_eq!(
+            (&json["unnoticed"], &json["meets_bar"]),
+            (&json!(1), &json!(false))
+        );
+        assert!(
+            report
+                .trouble()
+                .unwrap()
+                .contains("1 faults were not noticed")
+        );
+    }
+
+    #[test]
+    fn what_was_not_struck_counts_for_nothing() {
+        let mut spared = answer(20, 30);
+        spared.untouched();
+        assert_eq!((spared.hit, spared.other_changes), (false, 1));
+        let report = report(Case::Kill, vec![answer(190, 40), spared]);
+        assert_eq!(report.cases[0].largest().len(), 1);
     }
 }

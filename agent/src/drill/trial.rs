@@ -75,6 +75,7 @@ pub fn run(
         let others: Vec<_> = others.collect();
         // An error: the answer was over before.
         let struck = due.recv().map_or(Ok(false), |node| {
+            // Before, not after: it may be healed before the call returns.
             let _ = fault.struck.set((Instant::now(), node.clone()));
             stage.strike(case, &node)
         });
@@ -87,6 +88,8 @@ pub fn run(
     let struck = struck?;
     if struck {
         stage.mend(case)?;
+    } else {
+        answers.iter_mut().for_each(Answer::untouched);
     }
     if let Some(expected) = stage.expected() {
         for answer in &mut answers {

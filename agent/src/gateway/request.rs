@@ -67,7 +67,8 @@ struct Reader {
     include_usage: bool,
     structured: bool,
     tools: bool,
-    tools_off: bool,
+    /// The answer is to be a tool call, not the model's choice.
+    must_call: bool,
 }
 
 /// The messages or the prompt.
@@ -136,7 +137,9 @@ impl Reader {
     fn extra(&mut self, field: Field<'_, '_>) -> Result<(), ApiError> {
         match field.name {
             "tools" | "functions" => self.tools |= !field.array()?.is_empty(),
-            "tool_choice" | "function_call" => self.tools_off = field.value.get() == "\"none\"",
+            "tool_choice" | "function_call" => {
+                self.must_call = !matches!(field.value.get(), "\"none\"" | "\"auto\"");
+            }
             "response_format" => self.structured |= is_structured(&field)?,
             "grammar" | "json_schema" | "guided_json" | "guided_regex" | "guided_choice"
             | "guided_grammar" | "structured_outputs" => self.structured = true,
@@ -175,7 +178,8 @@ impl Reader {
             session: input.session,
             // About four bytes of English a token; the ranking needs no better.
             prompt_tokens: u32::try_from(input.weight / 4 + 1).unwrap_or(u32::MAX),
-            spliceable: !(self.structured || (self.tools && !self.tools_off)),
+            // With tools to choose from, the session looks at what comes.
+            spliceable: !(self.structured || (self.tools && self.must_call)),
             other_model: false,
         };
         Ok(Parsed {

@@ -108,10 +108,13 @@ pub fn ms(duration: Duration) -> f64 {
 }
 
 fn candidate(c: &Candidate, snapshot: &Snapshot) -> Value {
+    let peer = snapshot.get(&c.node);
+    let engine = peer.and_then(|p| p.advert.engines.get(usize::from(c.engine)));
     json!({
         "node": c.node,
         "name": name_of(snapshot, &c.node),
         "engine": c.engine,
+        "engine_name": engine.map(|e| e.name.as_str()),
         "model": c.model,
         "digest": c.digest,
         "token_ids": c.token_ids,

@@ -110,8 +110,8 @@ pub const EVENTS: &[(&str, &str, &str)] = &[
     (
         "draining",
         "why deadline_ms returns active",
-        "this machine takes nothing new (`why`: signal, sleep, asked, battery, hot); `returns`: for \
-         a while, else it leaves",
+        "this machine takes nothing new (`why`: signal, sleep, asked, battery, hot, drill); \
+         `returns`: for a while, else it leaves",
     ),
     ("returned", "", "it takes requests again"),
     (

@@ -27,8 +27,8 @@
 //!
 //! **Start** ([`Agent::start`]) opens the sockets, so that a taken port is an error and not a
 //! log line, and starts everything else side by side: nothing waits for an engine, a peer or
-//! multicast. **End** ([`Agent::shutdown`]): draining (clients move their streams), the
-//! goodbye to every peer, then the tasks, then the sockets.
+//! multicast. **End** ([`Agent::shutdown`]): draining (clients move their streams, answers
+//! to own applications end), the goodbye to every peer, then the tasks, then the sockets.
 
 mod addrs;
 mod background;
@@ -151,15 +151,24 @@ impl Agent {
     pub async fn drained(&self) {
         let mut phase = self.presence.phase();
         if phase.wait_for(|p| p.is_for_good()).await.is_ok() {
-            self.service.drained().await;
+            self.answers_end().await;
         }
     }
 
-    /// Leaves the mesh and ends. Running answers get `drain` to move to another agent or to
-    /// end; then every peer is told, and every task is waited for ([`SHUTDOWN`] at most).
+    /// Resolves when no answer is computed here any more and none given out here, whoever
+    /// computes it; or at the deadline of the leave.
+    async fn answers_end(&self) {
+        self.service.drained_and(self.client.idle()).await;
+    }
+
+    /// Leaves the mesh and ends. Answers that run here get `drain` to move to another agent or
+    /// to end, those for applications of this machine to end; what is left of the latter then
+    /// ends with an error. Every peer is told, and every task is waited for ([`SHUTDOWN`] at
+    /// most).
     pub async fn shutdown(self, drain: Duration) {
         self.presence.leave(Why::Signal, drain);
-        self.service.drained().await;
+        self.answers_end().await;
+        self.client.leave();
         // From here on nobody chooses this node: its goodbye reaches every peer directly.
         self.leave.cancel();
         self.publisher.close();

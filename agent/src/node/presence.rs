@@ -243,36 +243,36 @@ impl Presence {
             let result = change(reasons);
             // Within the lock, so that phases are published in the order of their reasons.
             let phase = reasons.phase();
+            // The service first: who hears of a leave waits for it until its deadline.
+            match phase.drain {
+                Some(drain) => self.service.drain(drain.left().unwrap_or(NO_HURRY)),
+                None => self.service.resume(),
+            }
             let before = self.phase.send_replace(phase);
-            self.perform(before, phase);
+            self.tell(before, phase);
             result
         })
     }
 
-    /// What a new phase brings with it.
-    fn perform(&self, before: Phase, phase: Phase) {
+    /// Tells people and programs of a new phase.
+    fn tell(&self, before: Phase, phase: Phase) {
         match phase.drain {
-            Some(drain) => {
-                self.service.drain(drain.left().unwrap_or(NO_HURRY));
-                if before.drain != Some(drain) {
-                    let (left, active) = (drain.left(), self.service.active());
-                    info!(why = ?drain.why, ?left, returns = drain.returns, active, "draining");
-                    let fields = json!({
-                        "why": drain.why,
-                        "deadline_ms": left.map(millis),
-                        "returns": drain.returns,
-                        "active": active,
-                    });
-                    self.events.emit("draining", fields);
-                }
+            Some(drain) if before.drain != Some(drain) => {
+                let (left, active) = (drain.left(), self.service.active());
+                info!(why = ?drain.why, ?left, returns = drain.returns, active, "draining");
+                let fields = json!({
+                    "why": drain.why,
+                    "deadline_ms": left.map(millis),
+                    "returns": drain.returns,
+                    "active": active,
+                });
+                self.events.emit("draining", fields);
             }
-            None => {
-                self.service.resume();
-                if before.drain.is_some() {
-                    info!("takes requests again");
-                    self.events.emit("returned", json!({}));
-                }
+            None if before.drain.is_some() => {
+                info!("takes requests again");
+                self.events.emit("returned", json!({}));
             }
+            _ => {}
         }
     }
 

@@ -4,10 +4,11 @@
 //! every peer, and lets go of the machine. Peers remember the goodbye: nothing of this epoch
 //! makes the sleeper look alive again.
 //!
-//! **After:** every peer is a suspect until it speaks ([`Table::woke`]); every connection is
-//! closed, since its other end has given it up, and dialed anew; a new epoch begins, whose first
+//! **After:** every peer is a suspect until it speaks ([`Table::woke`]) and is dialed anew, since
+//! the other ends of the old connections have given them up; a new epoch begins, whose first
 //! advert carries the addresses of now; multicast DNS announces them; and the probes of all peers
-//! tell within seconds who is still there.
+//! tell within seconds who is still there. Nothing that runs is ended for it: the sleep may have
+//! been called off, or the clock set.
 //!
 //! A sleep that nobody announced ends in the same wake: the clocks tell ([`Clocks`]). One that
 //! was announced and did not come ends after [`STILL_AWAKE`].
@@ -114,6 +115,7 @@ impl Sleeper {
         info!(active, "the machine is about to sleep");
         self.events.emit("sleeping", json!({ "active": active }));
         self.presence.pause(Why::Sleep, Some(SLEEP_DRAIN));
+        // The applications of this machine sleep with it: their answers go on when it wakes.
         self.service.drained().await;
         self.presence.asleep();
         let heard = self.said.wait_for(|said| *said == NodeState::Left);

@@ -33,9 +33,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use unamesh_proto::wire::Hardware;
 
-/// How long running answers get to move before the machine sleeps. A goodbye takes some 100 ms
-/// more; logind waits 5 s (`InhibitDelayMaxSec`), Windows 2 s, macOS 30 s.
-pub const SLEEP_DRAIN: Duration = Duration::from_secs(2);
+/// How long running answers get to move before the machine sleeps. The goodbye comes after it, in
+/// some 100 ms: logind waits 5 s (`InhibitDelayMaxSec`) and macOS 30 s for both, Windows 2 s.
+pub const SLEEP_DRAIN: Duration = Duration::from_millis(if cfg!(windows) { 1200 } else { 2000 });
 /// How often battery and heat are looked at: both move slowly.
 pub const POWER_POLL: Duration = Duration::from_secs(5);
 /// The machine is kept awake this long after its last answer: a conversation has pauses.

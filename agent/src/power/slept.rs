@@ -9,7 +9,8 @@ use unamesh_proto::{Mono, Wall};
 /// How often the clocks are compared: a machine that woke is back in the mesh a second later.
 pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A gap of this is a sleep: connections have not survived it ([`IDLE`]). A clock that is set
-/// forward by as much looks the same and costs a new epoch, no more.
+/// forward by as much looks the same and costs a new epoch and new connections; answers go on
+/// over the old ones.
 pub const SLEPT: Duration = Duration::from_secs(IDLE.as_secs() + 1);
 
 /// The clocks at the last look.

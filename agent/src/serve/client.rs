@@ -2,9 +2,11 @@
 
 use super::drills::Drills;
 use super::encoder::Encoder;
+use super::listener::Line;
 use bytes::Bytes;
 use quinn::{ConnectionError, SendStream};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use unamesh_client::endpoint::{CLOSE_NORMAL, close_code};
 use unamesh_client::framing::RecordReader;
@@ -26,40 +28,41 @@ pub(super) enum Gone {
 
 /// A client that listens.
 pub(super) struct Client {
-    connection: quinn::Connection,
+    line: Arc<Line>,
     send: SendStream,
     gone: BoxFuture<Gone>,
     drills: Arc<Drills>,
 }
 
 impl Client {
-    /// The client on a stream of `connection`, from which everything was read that it has to
+    /// The client on a stream of `line`, from which everything was read that it has to
     /// say.
     pub fn new(
-        connection: quinn::Connection,
+        line: Arc<Line>,
         send: SendStream,
         reader: RecordReader,
         drills: Arc<Drills>,
     ) -> Self {
         let reset = said_all(reader);
-        Self::with(connection, send, drills, reset)
+        Self::with(line, send, drills, reset)
     }
 
-    /// The client on a stream of `connection`, which goes on talking: whoever reads that sees
+    /// The client on a stream of `line`, which goes on talking: whoever reads that sees
     /// a reset of it. One that wants no more stops the other direction too.
-    pub fn talking(connection: quinn::Connection, send: SendStream, drills: Arc<Drills>) -> Self {
-        Self::with(connection, send, drills, std::future::pending())
+    pub fn talking(line: Arc<Line>, send: SendStream, drills: Arc<Drills>) -> Self {
+        Self::with(line, send, drills, std::future::pending())
     }
 
     fn with(
-        connection: quinn::Connection,
+        line: Arc<Line>,
         send: SendStream,
         drills: Arc<Drills>,
         reset: impl Future<Output = ()> + Send + 'static,
     ) -> Self {
-        let gone = Box::pin(gone(connection.clone(), send.stopped(), reset));
+        line.listening.fetch_add(1, Ordering::Relaxed);
+        let gone = Box::pin(gone(Arc::clone(&line), send.stopped(), reset));
         Client {
-            connection,
+            line,
             send,
             gone,
             drills,
@@ -93,7 +96,7 @@ impl Client {
             };
             match written {
                 Ok(written) => rest = rest.get_mut(written.chunks..).unwrap_or_default(),
-                Err(_) => return Err(verdict(&self.connection)),
+                Err(_) => return Err(verdict(&self.line)),
             }
         }
         Ok(())
@@ -125,6 +128,12 @@ impl Client {
     }
 }
 
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.line.listening.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Resolves with the end of a direction that has nothing more to say: a record more is as good
 /// as a reset.
 async fn said_all(mut reader: RecordReader) {
@@ -136,24 +145,25 @@ async fn said_all(mut reader: RecordReader) {
 
 /// Waits for the end of either direction.
 async fn gone(
-    connection: quinn::Connection,
+    line: Arc<Line>,
     stopped: impl Future<Output = Result<Option<quinn::VarInt>, quinn::StoppedError>> + Send,
     reset: impl Future<Output = ()> + Send,
 ) -> Gone {
     tokio::select! {
         stopped = stopped => match stopped {
             Ok(None) => Gone::Delivered,
-            _ => verdict(&connection),
+            _ => verdict(&line),
         },
-        () = reset => verdict(&connection),
+        () = reset => verdict(&line),
     }
 }
 
 /// What the end of a stream means: a connection that was closed on purpose takes its requests
-/// with it; one that broke may be followed by another.
-fn verdict(connection: &quinn::Connection) -> Gone {
-    match connection.close_reason() {
+/// with it; one that broke, or made room, may be followed by another.
+fn verdict(line: &Line) -> Gone {
+    match line.connection.close_reason() {
         None => Gone::Cancelled,
+        Some(ConnectionError::LocallyClosed) if line.was_replaced() => Gone::Lost,
         Some(ConnectionError::ApplicationClosed(_) | ConnectionError::LocallyClosed) => {
             Gone::Cancelled
         }

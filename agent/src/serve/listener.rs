@@ -6,9 +6,10 @@
 //! not proved itself is sent a Retry, so that forged ones take no place at all. After the
 //! handshake the certificate says who it is; the [`limits::MAX_CONNECTIONS`] places are for
 //! members alone, of whom each may hold [`limits::MAX_CONNECTIONS_PER_PEER`], and QUIC itself
-//! bounds the streams on each. One more closes the member's oldest: an agent that crashed and
-//! started again some times leaves connections behind that only their idle time-out would end,
-//! and it is the newest that counts.
+//! bounds the streams on each. One more closes the member's oldest, of those on which nobody
+//! listens if there is one: an agent that crashed and started again some times leaves connections
+//! behind that only their idle time-out would end, and it is the newest that counts. Answers on
+//! the one that is closed are not cancelled: their clients come back for the rest.
 
 use super::handshakes::{Handshake, Handshakes};
 use super::streams;
@@ -16,6 +17,7 @@ use super::voice::Mics;
 use super::{Hooks, Service};
 use quinn::{Connection, Incoming};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use unamesh_client::endpoint::{CLOSE_NORMAL, canonical, close_code, member_of};
@@ -36,36 +38,61 @@ pub(super) struct Listener {
 /// What one peer holds.
 struct Held {
     /// The oldest first; a closed one until the last of its streams is over.
-    connections: Vec<Connection>,
+    connections: Vec<Arc<Line>>,
     reads: Arc<Semaphore>,
+}
+
+/// One connection, as the streams on it see it.
+pub(super) struct Line {
+    pub connection: Connection,
+    /// Clients that listen on it.
+    pub listening: AtomicUsize,
+    /// It had to make room for a newer one.
+    replaced: AtomicBool,
+}
+
+impl Line {
+    fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.listening.load(Ordering::Relaxed) == 0
+    }
+
+    /// Closes it. Both ends take that for a break, after which a client comes back, and not for
+    /// an end that somebody wanted.
+    fn make_room(&self) {
+        self.replaced.store(true, Ordering::Release);
+        self.connection
+            .close(CLOSE_NORMAL, b"a newer connection took its place");
+    }
+
+    /// Whether it was closed by [`Line::make_room`]; to be asked when it is closed.
+    pub fn was_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Acquire)
+    }
 }
 
 impl Held {
     /// Takes one in, closing the oldest if there are too many; false if too many of those are
     /// not over yet.
-    fn enter(&mut self, connection: &Connection) -> bool {
+    fn enter(&mut self, line: &Arc<Line>) -> bool {
         if self.connections.len() >= 2 * limits::MAX_CONNECTIONS_PER_PEER {
             return false;
         }
-        let mut open = self
-            .connections
-            .iter()
-            .filter(|c| c.close_reason().is_none());
-        if open.clone().count() >= limits::MAX_CONNECTIONS_PER_PEER
-            && let Some(oldest) = open.next()
-        {
-            oldest.close(
-                close_code(ErrorCode::Limit),
-                b"a newer connection took its place",
-            );
+        let open = self.connections.iter().filter(|line| line.is_open());
+        if open.clone().count() >= limits::MAX_CONNECTIONS_PER_PEER {
+            let idle = open.clone().find(|line| line.is_idle());
+            let oldest = idle.or_else(|| open.clone().next());
+            oldest.into_iter().for_each(|line| line.make_room());
         }
-        self.connections.push(connection.clone());
+        self.connections.push(Arc::clone(line));
         true
     }
 
-    fn leave(&mut self, connection: &Connection) {
-        let id = connection.stable_id();
-        self.connections.retain(|c| c.stable_id() != id);
+    fn leave(&mut self, line: &Arc<Line>) {
+        self.connections.retain(|held| !Arc::ptr_eq(held, line));
     }
 }
 
@@ -190,37 +217,41 @@ impl Listener {
         let place = Arc::clone(&self.places)
             .try_acquire_owned()
             .map_err(|_| (ErrorCode::Limit, "too many connections".to_owned()))?;
-        let reads = self.enter(member.node, connection).ok_or_else(|| {
+        let line = Arc::new(Line {
+            connection: connection.clone(),
+            listening: AtomicUsize::new(0),
+            replaced: AtomicBool::new(false),
+        });
+        let reads = self.enter(member.node, &line).ok_or_else(|| {
             let most = limits::MAX_CONNECTIONS_PER_PEER;
             (
                 ErrorCode::Limit,
                 format!("a node may hold {most} connections"),
             )
         })?;
-        let (listener, connection) = (Arc::clone(self), connection.clone());
         Ok(Guest {
-            listener,
+            listener: Arc::clone(self),
             member,
-            connection,
+            line,
             reads,
             mics: Arc::default(),
             _place: place,
         })
     }
 
-    fn enter(&self, node: NodeId, connection: &Connection) -> Option<Arc<Semaphore>> {
+    fn enter(&self, node: NodeId, line: &Arc<Line>) -> Option<Arc<Semaphore>> {
         let mut peers = self.peers();
         let held = peers.entry(node).or_insert_with(|| Held {
             connections: Vec::new(),
             reads: Arc::new(Semaphore::new(limits::MAX_READS_PER_PEER)),
         });
-        held.enter(connection).then(|| Arc::clone(&held.reads))
+        held.enter(line).then(|| Arc::clone(&held.reads))
     }
 
-    fn leave(&self, node: &NodeId, connection: &Connection) {
+    fn leave(&self, node: &NodeId, line: &Arc<Line>) {
         let mut peers = self.peers();
         if let Some(held) = peers.get_mut(node) {
-            held.leave(connection);
+            held.leave(line);
             if held.connections.is_empty() {
                 peers.remove(node);
             }
@@ -238,7 +269,7 @@ impl Listener {
 pub(super) struct Guest {
     listener: Arc<Listener>,
     pub member: Member,
-    pub connection: Connection,
+    pub line: Arc<Line>,
     /// Permits for reading large requests.
     pub reads: Arc<Semaphore>,
     /// Where its datagrams go.
@@ -248,6 +279,6 @@ pub(super) struct Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        self.listener.leave(&self.member.node, &self.connection);
+        self.listener.leave(&self.member.node, &self.line);
     }
 }

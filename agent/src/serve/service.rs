@@ -142,12 +142,21 @@ impl Service {
 
     /// Resolves when nothing runs any more, or the deadline of [`Service::drain`] has passed.
     pub async fn drained(&self) {
+        self.drained_and(async {}).await;
+    }
+
+    /// The same, when `others` have ended too.
+    pub async fn drained_and(&self, others: impl Future<Output = ()>) {
         let mut active = self.active.subscribe();
-        let idle = active.wait_for(|active| *active == 0);
+        let idle = async {
+            // We hold the sender. Nothing new comes while the agent drains.
+            let _ = active.wait_for(|active| *active == 0).await;
+            others.await;
+        };
         match self.leaving.left() {
             // A deadline that passed is no error: what still runs is ended by the stop.
             Some(left) => drop(tokio::time::timeout(left, idle).await),
-            None => drop(idle.await),
+            None => idle.await,
         }
     }
 

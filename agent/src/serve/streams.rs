@@ -81,7 +81,7 @@ pub(super) async fn serve(
             }
         }
         Ok(Opening::Exchange(theirs)) => {
-            let remote = canonical(guest.connection.remote_address());
+            let remote = canonical(guest.line.connection.remote_address());
             listener.hooks.received(guest.member, theirs, remote);
             // Not before: it may get a newer word than is noted, never an older one.
             let ours = listener.hooks.advert();
@@ -254,13 +254,13 @@ async fn drill(
 
 fn client(service: &Service, guest: &Guest, send: SendStream, reader: RecordReader) -> Client {
     let drills = Arc::clone(service.drills());
-    Client::new(guest.connection.clone(), send, reader, drills)
+    Client::new(Arc::clone(&guest.line), send, reader, drills)
 }
 
 /// The client of a stream on which it goes on talking.
 fn talking(service: &Service, guest: &Guest, send: SendStream) -> Client {
     let drills = Arc::clone(service.drills());
-    Client::talking(guest.connection.clone(), send, drills)
+    Client::talking(Arc::clone(&guest.line), send, drills)
 }
 
 /// Answers with one record and ends the stream.

@@ -220,19 +220,22 @@ impl Conversation {
     fn warm(&self) {
         let now = clock::mono();
         let shared = &self.shared;
-        let sticky = |kind| shared.sticky(self.config.session, kind);
+        let at_work = |kind| shared.at_work(self.config.session, kind);
         let request = self.request(&[]);
         let thinkers = shared
-            .rank(&request.need(sticky(ModelKind::Llm)), now)
+            .rank(
+                &request.need(shared.sticky(self.config.session, ModelKind::Llm)),
+                now,
+            )
             .ranked;
-        let listeners = shared.listeners(&self.config.stt.model, sticky(ModelKind::Stt), now);
+        let listeners = shared.listeners(&self.config.stt.model, at_work(ModelKind::Stt), now);
         let speakers = self.say(String::new()).map(|say| {
             let need = SpeechNeed {
                 model: &say.model,
                 voice: &say.voice,
                 language: &say.language,
                 like: None,
-                sticky: sticky(ModelKind::Tts),
+                sticky: at_work(ModelKind::Tts),
             };
             shared.speakers(&need, now)
         });

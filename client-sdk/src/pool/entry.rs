@@ -185,6 +185,11 @@ impl Entry {
         current
     }
 
+    /// Uses the connection for nothing new. It closes when its last stream ends.
+    pub(super) fn let_go(&self) {
+        self.state.send_modify(|state| state.live = None);
+    }
+
     /// Puts the connection away, and tells the peer why.
     pub(super) fn close(&self, why: &str) {
         self.state.send_modify(|state| {

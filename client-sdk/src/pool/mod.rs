@@ -294,12 +294,13 @@ impl Pool {
         }
     }
 
-    /// For a machine that was asleep: closes every connection, since its other end has given it
-    /// up or will soon, and has every kept peer dialed and probed at once, however long it has
-    /// been silent.
+    /// For a machine that was probably asleep: nothing new goes over the connections of before,
+    /// whose other ends have given them up or will soon, and every kept peer is dialed and probed
+    /// at once, however long it has been silent. The old connections are not closed: where the
+    /// clock was set, and nobody slept, answers run over them. Each ends with its last stream.
     pub fn reconnect(&self) {
         for entry in lock(&self.entries).values() {
-            entry.close("asleep meanwhile");
+            entry.let_go();
             entry.wake.notify_one();
         }
     }

@@ -308,6 +308,32 @@ async fn warm_peers_are_probed_and_lost_ones_found_again() {
     );
 }
 
+#[tokio::test]
+async fn a_wake_takes_new_connections_and_lets_streams_end_on_the_old() {
+    let ca = TestCa::new();
+    let mut server = server(&ca);
+    let client = Client::new(&ca, &[(server.node(), &[server.addr])]);
+    let mut stream = client.open(server.node(), "hold").await.unwrap();
+    assert!(matches!(
+        frame(&mut stream).await,
+        Some(Ok(GenFrame::Accepted(_)))
+    ));
+    assert!(matches!(
+        soon(server.seen.recv()).await,
+        Some(Seen::Generate(_))
+    ));
+    client.pool.reconnect();
+    let mut other = client.open(server.node(), "finish").await.unwrap();
+    while frame(&mut other).await.is_some() {}
+    assert_eq!(server.accepted(), 2, "a new connection");
+    assert!(matches!(
+        soon(server.seen.recv()).await,
+        Some(Seen::Generate(_))
+    ));
+    assert!(frame(&mut stream).now_or_never().is_none(), "it goes on");
+    assert!(server.seen.try_recv().is_err(), "and nobody cancelled it");
+}
+
 /// Forwards datagrams to `target` until it is stopped: a path that dies with its connection up.
 async fn proxy(target: SocketAddr) -> (SocketAddr, tokio::task::JoinSet<()>) {
     let front = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();

@@ -10,7 +10,7 @@ use crate::audio::pcm::from_s16;
 use crate::client::{ClientError, PeerRef};
 use crate::clock;
 use crate::memory::Shared;
-use crate::outside::{Happening, Outside, going};
+use crate::outside::{Going, Happening, Outside, going};
 use crate::transport::HearLink;
 use futures_util::Stream;
 use std::collections::VecDeque;
@@ -140,7 +140,7 @@ impl Hearing {
         };
         let id = RequestId::random();
         let mut hearing = Hearing {
-            outside: Outside::new(id, shared.table.clone()),
+            outside: Outside::new(id, &shared),
             machine: hear::Hear::new(config, clock::mono()),
             id,
             hear,
@@ -219,7 +219,7 @@ impl Hearing {
         self.encoder = None;
         self.machine.handle(Input::Cancel, clock::mono());
         while self.machine.poll().is_some() {}
-        self.outside = Outside::new(self.id, self.shared.table.clone());
+        self.outside = Outside::new(self.id, &self.shared);
         self.events.push_back(HearEvent::Failed {
             error: ClientError::from(error),
             partial: String::new(),
@@ -299,7 +299,7 @@ impl Hearing {
     }
 
     fn listeners(&self) -> Vec<Candidate> {
-        let sticky = self.shared.sticky(self.hear.session, ModelKind::Stt);
+        let sticky = self.shared.at_work(self.hear.session, ModelKind::Stt);
         self.shared
             .listeners(&self.hear.model, sticky, clock::mono())
     }
@@ -339,7 +339,8 @@ impl Hearing {
     }
 
     fn stick(&self, node: NodeId) {
-        self.shared.stick(self.hear.session, ModelKind::Stt, node);
+        self.shared
+            .stick(self.hear.session, ModelKind::Stt, (node, u16::MAX));
     }
 
     /// The utterance is as long as one may be.
@@ -369,8 +370,11 @@ impl Hearing {
     }
 
     fn table(&mut self, snapshot: &Snapshot) {
-        for node in going(snapshot, self.machine.peers()) {
-            self.input(Input::PeerGoing(node));
+        for (node, going) in going(snapshot, self.machine.peers()) {
+            self.input(match going {
+                Going::Leaves => Input::PeerGoing(node),
+                Going::Down => Input::PeerDown(node),
+            });
         }
         if self.machine.is_waiting() {
             let listeners = self.listeners();
@@ -385,6 +389,7 @@ impl Hearing {
             Happening::Closed(attempt, closed) => self.input(Input::Closed(attempt, closed)),
             Happening::Table(snapshot) => self.table(&snapshot),
             Happening::Time => self.input(Input::Wake),
+            Happening::Leave => self.input(Input::Cancel),
         }
     }
 }

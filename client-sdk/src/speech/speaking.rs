@@ -10,7 +10,7 @@ use crate::activity::{Activity, RequestId};
 use crate::client::{ClientError, PeerRef};
 use crate::clock;
 use crate::memory::Shared;
-use crate::outside::{Happening, Outside, going};
+use crate::outside::{Going, Happening, Outside, going};
 use crate::transport::SpeakLink;
 use futures_util::Stream;
 use std::collections::VecDeque;
@@ -154,7 +154,7 @@ impl Speech {
         };
         let id = RequestId::random();
         let mut speech = Speech {
-            outside: Outside::new(id, shared.table.clone()),
+            outside: Outside::new(id, &shared),
             machine: Speak::new(config, clock::mono()),
             id,
             say: Arc::new(say),
@@ -281,7 +281,7 @@ impl Speech {
             voice: spoke.unwrap_or(&self.say.voice),
             language: &self.say.language,
             like: self.model.as_deref().filter(|_| spoke == Some("")),
-            sticky: self.shared.sticky(self.say.session, ModelKind::Tts),
+            sticky: self.shared.at_work(self.say.session, ModelKind::Tts),
         };
         self.shared.speakers(&need, clock::mono())
     }
@@ -364,7 +364,8 @@ impl Speech {
 
     /// This peer speaks from now on.
     fn goes_on(&mut self, node: NodeId) {
-        self.shared.stick(self.say.session, ModelKind::Tts, node);
+        self.shared
+            .stick(self.say.session, ModelKind::Tts, (node, u16::MAX));
         let asked = self.asked.iter().rfind(|(n, _)| *n == node);
         self.model = asked.map(|(_, model)| model.clone());
     }
@@ -378,8 +379,11 @@ impl Speech {
     }
 
     fn table(&mut self, snapshot: &Snapshot) {
-        for node in going(snapshot, self.machine.peers()) {
-            self.input(Input::PeerGoing(node));
+        for (node, going) in going(snapshot, self.machine.peers()) {
+            self.input(match going {
+                Going::Leaves => Input::PeerGoing(node),
+                Going::Down => Input::PeerDown(node),
+            });
         }
         if self.machine.is_waiting() {
             let speakers = self.speakers();
@@ -394,6 +398,7 @@ impl Speech {
             Happening::Closed(attempt, closed) => self.input(Input::Closed(attempt, closed)),
             Happening::Table(snapshot) => self.table(&snapshot),
             Happening::Time => self.input(Input::Wake),
+            Happening::Leave => self.input(Input::Cancel),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Which peer answers first, and why.
 //!
-//! Every peer that can do it gets a **predicted time to first output**:
+//! Every engine of a peer that can do it gets a **predicted time to first output**:
 //!
 //! ```text
 //! total = path round trip + wait for a slot + loading + time to first token
@@ -14,11 +14,11 @@
 //!
 //! Candidates are ordered by tier (suspect peers last; for a migration, the same weights
 //! before others of the same name, and engines that take token ids before those that do not),
-//! then by total. The peer that holds the conversation's KV cache stays first unless another
+//! then by total. The engine that holds the conversation's KV cache stays first unless another
 //! is better by [`STAY_SHARE`] **and** [`STAY`], so that noise does not move conversations.
 //!
 //! Speed: a thousand peers are ranked within 100 microseconds. One pass packs tier, total and
-//! index of each into a `u64`; only the best [`MAX_RANKED`] are sorted and worded.
+//! place of each into a `u64`; only the best [`MAX_RANKED`] are sorted and worded.
 
 mod cost;
 mod near;
@@ -31,12 +31,12 @@ mod words;
 pub use near::{distance, near_models, near_names};
 
 use crate::ids::NodeId;
-use crate::limits::MAX_RANKED;
+use crate::limits::{MAX_MODELS, MAX_PEERS, MAX_RANKED};
 use crate::stalls::Bounds;
-use crate::table::Snapshot;
+use crate::table::{Peer, Snapshot};
 use crate::time::Mono;
-use crate::wire::ModelKind;
-use offer::{LATEST, best_offer};
+use crate::wire::{ModelAdvert, ModelKind};
+use offer::{LATEST, Offer, offer, offers};
 use std::borrow::Cow;
 use std::time::Duration;
 use words::rejections;
@@ -60,8 +60,8 @@ pub struct Need<'a> {
     /// Tokens that the prompt surely has: contexts that do not hold them are out. 0 = nobody
     /// knows, and the engine will say.
     pub prompt_at_least: u32,
-    /// The node that holds the conversation's KV cache.
-    pub sticky: Option<NodeId>,
+    /// The node, and its engine, that holds the conversation's KV cache.
+    pub sticky: Option<(NodeId, u16)>,
     /// Engines that take token ids are preferred (an exact seam).
     pub needs_token_ids: bool,
 }
@@ -89,12 +89,12 @@ impl Cost {
     }
 }
 
-/// A peer that can do it.
+/// An engine of a peer that can do it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// Who.
     pub node: NodeId,
-    /// On which of its engines: the best one (index in its advert).
+    /// On which of its engines (index in its advert).
     pub engine: u16,
     /// What that engine calls the model.
     pub model: String,
@@ -140,26 +140,33 @@ pub struct Ranking {
 /// reasons (how long a peer has been silent): liveness is the table's to judge.
 pub fn rank(snapshot: &Snapshot, need: &Need<'_>, now: Mono) -> Ranking {
     let name = need.model.strip_suffix(LATEST).unwrap_or(need.model);
-    let mut keys = Vec::with_capacity(snapshot.peers.len());
+    let mut keys: Vec<Key> = Vec::with_capacity(snapshot.peers.len());
     let mut refused = Vec::new();
     let mut sticky = None;
     for (at, peer) in snapshot.peers.iter().enumerate() {
-        match best_offer(snapshot, peer, need, name) {
-            Ok(offer) => {
-                let key = Key::new(offer.tier, offer.cost.total(), at);
-                if need.sticky == Some(peer.advert.node) {
-                    sticky = Some(key);
-                }
-                keys.push(key);
+        let first = keys.len();
+        let found = |model, offer: Offer<'_>| {
+            let key = Key::new(offer.tier, offer.cost.total(), at, model);
+            let mut others = keys.iter_mut().skip(first);
+            // An engine may have the model under two names.
+            match others.find(|old| old.engine(peer) == Some(offer.model.engine)) {
+                Some(old) => *old = key.min(*old),
+                None => keys.push(key),
             }
-            Err(refusal) => refused.push((refusal, at)),
+        };
+        if let Err(refusal) = offers(snapshot, peer, need, name, found) {
+            refused.push((refusal, at));
+        }
+        if let Some((_, engine)) = need.sticky.filter(|(node, _)| *node == peer.advert.node) {
+            let mut own = keys.iter().skip(first);
+            sticky = own.find(|key| key.engine(peer) == Some(engine)).copied();
         }
     }
     let kept = sticky.filter(|s| keys.iter().min().is_some_and(|best| stays(*s, *best)));
     best_first(&mut keys, kept);
     let ranked = keys.iter().filter_map(|key| {
-        let peer = snapshot.peers.get(key.index())?;
-        let offer = best_offer(snapshot, peer, need, name).ok()?;
+        let peer = snapshot.peers.get(key.peer())?;
+        let offer = offer(snapshot, peer, key.model(peer)?, need).ok()?;
         Some(offer.candidate(peer, kept == Some(*key), now))
     });
     Ranking {
@@ -174,35 +181,57 @@ pub fn same_name(a: &str, b: &str) -> bool {
     bare(a) == bare(b) && a[..bare(a)] == b[..bare(b)]
 }
 
-/// Tier, microseconds and index in one number, in the order in which candidates are ranked.
+/// Tier, microseconds and place (peer, model) in one number, in the order in which candidates
+/// are ranked.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key(u64);
 
 impl Key {
-    const INDEX_BITS: u32 = 16;
-    const TIME_BITS: u32 = 44;
+    const MODEL_BITS: u32 = 8;
+    const PEER_BITS: u32 = 12;
+    const PLACE_BITS: u32 = Self::MODEL_BITS + Self::PEER_BITS;
+    /// 25 days; the tier has the last three.
+    const TIME_BITS: u32 = 41;
 
-    fn new(tier: u8, total: Duration, index: usize) -> Self {
+    fn new(tier: u8, total: Duration, peer: usize, model: usize) -> Self {
+        const { assert!(MAX_MODELS <= 1 << Self::MODEL_BITS && MAX_PEERS <= 1 << Self::PEER_BITS) };
+        Key::at(tier, total, peer << Self::MODEL_BITS | model)
+    }
+
+    /// `place` is any number of as many bits as that of peer and model.
+    fn at(tier: u8, total: Duration, place: usize) -> Self {
         let longest = (1 << Self::TIME_BITS) - 1;
         let micros = u64::try_from(total.as_micros())
             .unwrap_or(longest)
             .min(longest);
-        let index = index as u64 & ((1 << Self::INDEX_BITS) - 1);
-        Key(u64::from(tier) << (Self::INDEX_BITS + Self::TIME_BITS)
-            | micros << Self::INDEX_BITS
-            | index)
+        Key(u64::from(tier) << (Self::PLACE_BITS + Self::TIME_BITS)
+            | micros << Self::PLACE_BITS
+            | place as u64 & ((1 << Self::PLACE_BITS) - 1))
     }
 
-    fn index(self) -> usize {
-        (self.0 & ((1 << Self::INDEX_BITS) - 1)) as usize
+    fn place(self) -> usize {
+        (self.0 & ((1 << Self::PLACE_BITS) - 1)) as usize
+    }
+
+    fn peer(self) -> usize {
+        (self.0 >> Self::MODEL_BITS & ((1 << Self::PEER_BITS) - 1)) as usize
+    }
+
+    fn model(self, peer: &Peer) -> Option<&ModelAdvert> {
+        let at = self.0 & ((1 << Self::MODEL_BITS) - 1);
+        peer.advert.models.get(at as usize)
+    }
+
+    fn engine(self, peer: &Peer) -> Option<u16> {
+        self.model(peer).map(|m| m.engine)
     }
 
     fn tier(self) -> u64 {
-        self.0 >> (Self::INDEX_BITS + Self::TIME_BITS)
+        self.0 >> (Self::PLACE_BITS + Self::TIME_BITS)
     }
 
     fn micros(self) -> u64 {
-        (self.0 >> Self::INDEX_BITS) & ((1 << Self::TIME_BITS) - 1)
+        (self.0 >> Self::PLACE_BITS) & ((1 << Self::TIME_BITS) - 1)
     }
 }
 

@@ -42,41 +42,36 @@ pub(super) fn usable(peer: &Peer) -> Result<(), Refusal> {
     }
 }
 
-/// The best of the peer's engines that have the model.
-pub(super) fn best_offer<'a>(
+/// Hands out each offer of the peer, with its model's place in the advert.
+pub(super) fn offers<'a>(
     snapshot: &Snapshot,
     peer: &'a Peer,
     need: &Need<'_>,
     name: &str,
-) -> Result<Offer<'a>, Refusal> {
+    mut found: impl FnMut(usize, Offer<'a>),
+) -> Result<(), Refusal> {
     usable(peer)?;
-    let mut best: Option<Offer<'a>> = None;
+    let mut any = false;
     let nothing = if peer.advert.role.is_agent() {
         Refusal::NoModel
     } else {
         Refusal::Client
     };
     let mut refusal = nothing;
-    for model in peer
-        .advert
-        .models
-        .iter()
-        .filter(|m| is_meant(m, need, name))
-    {
+    let models = peer.advert.models.iter().enumerate();
+    for (at, model) in models.filter(|(_, m)| is_meant(m, need, name)) {
         match offer(snapshot, peer, model, need) {
-            Ok(new) => {
-                let worth = |o: &Offer<'_>| (o.tier, o.cost.total());
-                if best.as_ref().is_none_or(|old| worth(&new) < worth(old)) {
-                    best = Some(new);
-                }
+            Ok(offer) => {
+                any = true;
+                found(at, offer);
             }
             Err(why) => refusal = refusal.min(why),
         }
     }
-    best.ok_or(refusal)
+    if any { Ok(()) } else { Err(refusal) }
 }
 
-/// What one model of the peer offers.
+/// What the peer offers with this model.
 pub(super) fn offer<'a>(
     snapshot: &Snapshot,
     peer: &'a Peer,

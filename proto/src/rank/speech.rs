@@ -111,10 +111,10 @@ impl Offers<'_> {
         now: Mono,
         out: impl Fn(usize, Candidate) -> Option<T>,
     ) -> Vec<T> {
-        let key = |(at, o): (usize, &Found<'_>)| Key::new(tier(at), o.offer.cost.total(), at);
+        let key = |(at, o): (usize, &Found<'_>)| Key::at(tier(at), o.offer.cost.total(), at);
         let mut keys: Vec<Key> = self.found.iter().enumerate().map(key).collect();
         let holds = |key: &&Key| {
-            let found = self.found.get(key.index());
+            let found = self.found.get(key.place());
             found.is_some_and(|o| Some(o.peer.advert.node) == sticky)
         };
         let best = keys.iter().min();
@@ -123,9 +123,9 @@ impl Offers<'_> {
         let kept = kept.copied();
         best_first(&mut keys, kept);
         let ranked = keys.iter().filter_map(|key| {
-            let found = self.found.get(key.index())?;
+            let found = self.found.get(key.place())?;
             let candidate = found.offer.candidate(found.peer, kept == Some(*key), now);
-            out(key.index(), candidate)
+            out(key.place(), candidate)
         });
         ranked.collect()
     }

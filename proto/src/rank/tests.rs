@@ -146,7 +146,7 @@ fn unmeasured_speed_is_guessed_from_the_hardware() {
 #[test]
 fn a_conversation_stays_unless_another_is_clearly_better() {
     let need = Need {
-        sticky: Some(node(1)),
+        sticky: Some((node(1), 0)),
         ..NEED
     };
     let against = |ttft| {
@@ -245,19 +245,43 @@ fn who_cannot_is_rejected_with_the_reason() {
 }
 
 #[test]
-fn one_node_offers_its_best_engine() {
-    let p = peer(1, 90.0, |_, a| {
-        a.engines.push(engine("second"));
-        let mut fast = model("m:latest", 1);
-        fast.stats.ttft_ms = 10.0;
-        a.models.push(fast);
-    });
-    let ranking = rank(&mesh(vec![p]), &NEED, Mono::ZERO);
-    assert_eq!(ranking.ranked.len(), 1);
-    assert_eq!(
-        (ranking.ranked[0].engine, ranking.ranked[0].model.as_str()),
-        (1, "m:latest")
+fn each_engine_of_a_node_is_a_candidate() {
+    let two = |n| {
+        peer(n, 90.0, |_, a| {
+            a.engines.push(engine("second"));
+            for (name, engine, ttft) in [("m:latest", 1, 10.0), ("m", 1, 20.0)] {
+                let mut fast = model(name, engine);
+                (fast.stats.ttft_ms, fast.stats.ttft_per_ktok_ms) = (ttft, 0.0);
+                a.models.push(fast);
+            }
+        })
+    };
+    let mesh = mesh(vec![two(1), peer(2, 40.0, |_, _| {})]);
+    let ranked = |sticky| {
+        let ranked = rank(&mesh, &Need { sticky, ..NEED }, Mono::ZERO).ranked;
+        let all = ranked.into_iter().map(|c| (c.node, c.engine, c.model));
+        all.collect::<Vec<_>>()
+    };
+    let m = || "m".to_owned();
+    // One of two names of the model on one engine: the better one.
+    let fast = (node(1), 1, "m:latest".to_owned());
+    let others = [(node(2), 0, m()), (node(1), 0, m())];
+    assert_eq!(ranked(None), [vec![fast.clone()], others.to_vec()].concat());
+    assert_eq!(ranked(Some((node(1), 1)))[0], fast);
+    assert_eq!(ranked(Some((node(1), 7)))[0], fast, "that engine is gone");
+    let best = rank(
+        &mesh,
+        &Need {
+            sticky: Some((node(1), 1)),
+            ..NEED
+        },
+        Mono::ZERO,
     );
+    let held = best
+        .ranked
+        .iter()
+        .filter(|c| c.reason.contains("holds the conversation"));
+    assert_eq!(held.map(|c| c.engine).collect::<Vec<_>>(), [1]);
 }
 
 #[test]
@@ -287,7 +311,7 @@ fn a_long_list_is_cut_and_the_best_are_kept() {
     let sticky = order(
         &mesh,
         &Need {
-            sticky: Some(node(900)),
+            sticky: Some((node(900), 0)),
             ..NEED
         },
     );

@@ -37,6 +37,10 @@ pub(crate) struct Attempt {
     pub heard: Mono,
     /// A frame came.
     pub alive: bool,
+    /// The frame at hand has lain unread: `heard` and `advanced` are later than they should be.
+    pub late: bool,
+    heard_late: bool,
+    advanced_late: bool,
     /// The last token, or progress that advanced.
     pub advanced: Mono,
     pub phase: Option<(Phase, u32)>,
@@ -63,6 +67,8 @@ pub(crate) struct Attempt {
     pub itl: Duration,
     /// The longest stretch without an advance before the first token.
     longest: Duration,
+    /// A part of it was not seen as it passed.
+    unseen: bool,
     /// The same once the first token came, if it says something of the engine.
     first: Option<Duration>,
     /// Between its tokens.
@@ -88,6 +94,9 @@ impl Attempt {
             opened: now,
             heard: now,
             alive: false,
+            late: false,
+            heard_late: false,
+            advanced_late: false,
             advanced: now,
             phase: None,
             patience: Duration::ZERO,
@@ -101,6 +110,7 @@ impl Attempt {
             cached: false,
             differs: false,
             longest: Duration::ZERO,
+            unseen: false,
             first: None,
             gaps: Sketch::default(),
         }
@@ -125,13 +135,20 @@ impl Attempt {
         }
     }
 
+    /// Whether `other` may run beside it.
+    pub fn may_have_beside(&self, other: &Candidate) -> bool {
+        let stalls = self.suspect == Some(Reason::Stall) && !self.draining;
+        self.node() != other.node || (stalls && self.candidate.engine != other.engine)
+    }
+
     pub fn node(&self) -> NodeId {
         self.candidate.node
     }
 
     /// A frame came: the peer lives. Learns the path's lateness.
     pub fn hear(&mut self, now: Mono) {
-        if self.alive {
+        let was_late = std::mem::replace(&mut self.heard_late, self.late);
+        if self.alive && !self.late && !was_late {
             self.silence.observe(now.since(self.heard));
         }
         self.alive = true;
@@ -149,22 +166,25 @@ impl Attempt {
             known => known != Some((phase, done)),
         };
         if news {
+            let (stretch, seen) = self.advance(now);
             if self.works() {
-                self.longest = self.longest.max(now.since(self.advanced));
+                self.longest = self.longest.max(stretch);
+                self.unseen |= !seen;
             }
             self.phase = Some((phase, done));
-            self.advanced = now;
         }
     }
 
     /// Its next piece came, of so many tokens.
     pub fn token(&mut self, tokens: u32, now: Mono) {
-        let stretch = now.since(self.advanced);
+        let (stretch, seen) = self.advance(now);
         if self.stage == Stage::Producing {
-            self.gaps.record(stretch);
-            // As TCP smooths its round trip; the advert's figure is where it starts.
-            self.itl = (self.itl * 7 + stretch) / 8;
-        } else if self.works() {
+            if seen {
+                self.gaps.record(stretch);
+                // As TCP smooths its round trip; the advert's figure is where it starts.
+                self.itl = (self.itl * 7 + stretch) / 8;
+            }
+        } else if self.works() && seen && !self.unseen {
             self.first = Some(self.longest.max(stretch));
         }
         let made = match self.phase {
@@ -174,7 +194,13 @@ impl Attempt {
         self.phase = Some((Phase::Generating, made.saturating_add(tokens)));
         self.next += 1;
         self.stage = Stage::Producing;
-        self.advanced = now;
+    }
+
+    /// It advances: how long after the last time, and whether both were seen as they came.
+    fn advance(&mut self, now: Mono) -> (Duration, bool) {
+        let stretch = now.since(std::mem::replace(&mut self.advanced, now));
+        let was_late = std::mem::replace(&mut self.advanced_late, self.late);
+        (stretch, !self.late && !was_late)
     }
 
     /// What it showed of its engine, up to `now`. Of one that is left as stalled the stretch

@@ -5,28 +5,43 @@ use super::machine::{Loss, Session};
 use super::{Closed, Effect, Failure, How, Note, Output, Reason};
 use crate::limits::MAX_ATTEMPTS;
 use crate::time::Mono;
-use crate::wire::{Attach, WireError};
+use crate::wire::{Attach, ErrorCode, WireError};
 
 impl Session {
+    /// The engine's answer is an error. One that every engine would give ends the request, unless
+    /// something was delivered, or another attempt shows that this one asks too much.
     pub(super) fn refused(&mut self, id: AttemptId, error: WireError, now: Mono) {
-        let code = error.code;
-        if !code.elsewhere() && self.delivered.is_empty() {
-            self.attempts.retain(|a| a.id != id);
+        let alone = self.attempts.iter().all(|a| a.id == id);
+        if !error.code.elsewhere() && alone && self.delivered.is_empty() {
             return self.end(Output::Failed(Failure::Refused(error)));
         }
+        self.refused_here(id, error, now);
+    }
+
+    /// It refused, and others may not.
+    fn refused_here(&mut self, id: AttemptId, error: WireError, now: Mono) {
+        let code = error.code;
         if let Some(a) = self.find(id) {
             let (engine, attach) = ((a.node(), a.candidate.engine), a.attach);
             let begun = !self.delivered.is_empty();
             self.tried.refused(engine, &error, begun, attach, now);
         }
-        self.last_refusal = Some(error);
+        // What is wrong with the request says more than what is wrong with a peer.
+        if self
+            .last_refusal
+            .as_ref()
+            .is_none_or(|e| e.code != ErrorCode::Invalid)
+        {
+            self.last_refusal = Some(error);
+        }
         self.fail(id, Reason::Refused(code));
     }
 
     pub(super) fn closed(&mut self, id: AttemptId, closed: Closed, now: Mono) {
         let reason = match closed.reason() {
             Ok(reason) => reason,
-            Err(error) => return self.refused(id, error, now),
+            // The path or the connection was refused, not the request: others may take it.
+            Err(error) => return self.refused_here(id, error, now),
         };
         let moves = reason == Reason::Lost || self.is_attaching(id);
         if moves && self.go_on_fresh_path(id) {
@@ -46,9 +61,9 @@ impl Session {
         let (Some(generation), false) = (lost.generation, lost.reattaches()) else {
             return false;
         };
-        let (draining, itl, hedge) = (lost.draining, lost.itl, lost.hedge);
+        let (draining, itl, hedge, exact) = (lost.draining, lost.itl, lost.hedge, lost.exact);
         let (candidate, have, digest) = (lost.candidate.clone(), lost.next, lost.digest.clone());
-        if self.next_id >= MAX_ATTEMPTS {
+        if self.spent >= MAX_ATTEMPTS {
             return false;
         }
         let was_current = self.current == Some(id);
@@ -62,10 +77,11 @@ impl Session {
                 last_token: self.last_token,
             });
         }
-        let mut attempt = self.attempt(candidate, have as usize, now);
+        let new = self.new_id();
+        let mut attempt = self.attempt_as(new, candidate, have as usize, now);
         attempt.attach = true;
         attempt.generation = Some(generation);
-        attempt.digest = digest;
+        (attempt.digest, attempt.exact) = (digest, exact);
         (attempt.draining, attempt.itl, attempt.hedge) = (draining, itl, hedge);
         self.last_reason = Some(Reason::Lost);
         // The generation is the same one: what is held stays valid, and its tokens go on
@@ -87,8 +103,10 @@ impl Session {
         let (node, engine) = (failed.node(), failed.candidate.engine);
         let (digest, model) = (failed.digest.clone(), failed.candidate.model.clone());
         let was_hedge = failed.hedge;
+        let in_vain = u32::from(failed.reattaches());
+        self.spent += in_vain;
         if !matches!(&reason, Reason::Refused(code) if !code.is_failure()) {
-            self.tried.failed((node, engine), self.now);
+            self.tried.failed((node, engine), &reason, self.now);
         }
         self.drop_attempt(id);
         self.effects.push_back(Effect::Reset(id));

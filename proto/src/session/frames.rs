@@ -13,7 +13,9 @@ use crate::wire::{Done, GenFrame, Token};
 impl Session {
     pub(super) fn frame(&mut self, id: AttemptId, frame: GenFrame, now: Mono) {
         self.old_path_lives(id);
+        let late = self.late;
         let Some(attempt) = self.find(id) else { return };
+        attempt.late = late;
         attempt.hear(now);
         match frame {
             GenFrame::Accepted(accepted) => {
@@ -98,11 +100,17 @@ impl Session {
         if !attempt.draining {
             // The original produces again before its backup did: it goes on alone.
             self.return_hedge();
-            self.reset_others(id);
+            // They come back: nothing failed.
+            self.spent = self.spent.saturating_sub(self.reset_others(id));
             self.loss = None;
         }
         self.held.push((token.chunk, token.extra));
         self.release(now);
+        if self.called {
+            // Nobody can go on in its place any more.
+            self.reset_others(id);
+            return self.open_seam(now);
+        }
         self.hand_over(now);
     }
 
@@ -128,6 +136,7 @@ impl Session {
             let index = u32::try_from(self.delivered.len()).unwrap_or(u32::MAX);
             let (text, tokens) = (chunk.text.clone(), chunk.tokens);
             self.half_made = text.is_empty() && !extra.is_empty();
+            self.called |= calls_a_tool(&extra);
             self.delivered.push(chunk);
             self.emit(Output::Token {
                 index,
@@ -152,16 +161,17 @@ impl Session {
         let Some(attempt) = self.attempts.iter().find(|a| a.id == id) else {
             return;
         };
-        let to = attempt.node();
+        let (to, engine) = (attempt.node(), attempt.candidate.engine);
         self.digest.clone_from(&attempt.digest);
         if !self.started {
             self.started = true;
             let why = attempt.candidate.reason.clone();
-            return self.emit(Output::Started { node: to, why });
+            let node = to;
+            return self.emit(Output::Started { node, engine, why });
         }
         let Some(lost) = lost else { return };
         let same = attempt.digest == lost.digest && !attempt.digest.is_empty();
-        let seam = if attempt.attach || self.delivered.is_empty() || (attempt.exact && same) {
+        let seam = if self.delivered.is_empty() || (attempt.exact && same) {
             Seam::Exact
         } else if same || same_name(&attempt.candidate.model, &lost.model) {
             Seam::Continued
@@ -171,6 +181,7 @@ impl Session {
         let change = Output::PeerChanged {
             from: lost.from,
             to,
+            engine,
             seam,
             gap: now.since(lost.last_token),
             backup_ttft: now.since(attempt.opened),
@@ -211,4 +222,12 @@ impl Session {
             usage: done.usage,
         });
     }
+}
+
+/// Whether the engine's other fields hold a part of a tool call. A quote within a JSON string is
+/// escaped, so that the quoted names occur as keys alone; engines' adapters leave out empty ones.
+pub(super) fn calls_a_tool(extra: &str) -> bool {
+    ["\"tool_calls\"", "\"function_call\""]
+        .iter()
+        .any(|field| extra.contains(field))
 }

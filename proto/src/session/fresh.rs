@@ -31,6 +31,9 @@ use crate::wire::{Attach, GenFrame};
 pub(super) struct Fresh {
     /// The one that runs, and the attempt whose generation it wants.
     pub(super) running: Option<(Attempt, AttemptId)>,
+    /// All that were begun, which numbers them.
+    begun: u32,
+    /// Those since the attempt was last heard.
     tries: u32,
     /// When the last one began.
     tried: Mono,
@@ -47,11 +50,12 @@ impl Session {
         };
         let (candidate, have, heard) = (silent.candidate.clone(), silent.next, silent.heard);
         let digest = silent.digest.clone();
-        // A number of its own: those of attempts are counted.
-        let id = AttemptId(u32::MAX - self.fresh.tries);
+        // A number of its own: an attempt's says when it was begun.
+        let id = AttemptId(u32::MAX - self.fresh.begun);
         let mut attempt = self.attempt_as(id, candidate, have as usize, now);
         (attempt.attach, attempt.generation) = (true, Some(generation));
         attempt.digest = digest;
+        self.fresh.begun += 1;
         self.fresh.tries += 1;
         self.fresh.tried = now;
         let attach = Attach { generation, have };
@@ -104,6 +108,7 @@ impl Session {
         if matches!(frame, GenFrame::Error(_)) || !self.go_on_fresh_path(of) {
             return self.drop_fresh_path();
         }
+        self.fresh.tries = 0;
         self.frame(id, frame, now);
     }
 
@@ -119,6 +124,7 @@ impl Session {
         let old = &self.attempts[at];
         (attempt.draining, attempt.itl) = (old.draining, old.itl);
         (attempt.hedge, attempt.differs) = (old.hedge, old.differs);
+        attempt.exact = old.exact;
         if self.current == Some(of) {
             self.current = Some(attempt.id);
         }
@@ -136,6 +142,10 @@ impl Session {
     /// The attempt `of` gives signs of life on its old path: a new one is not needed, if nothing
     /// was sent over it yet.
     pub(super) fn old_path_lives(&mut self, of: AttemptId) {
+        let silent = |a: &mut Attempt| a.suspect == Some(Reason::Silence);
+        if self.find(of).is_some_and(silent) {
+            self.fresh.tries = 0;
+        }
         let whose = self.fresh.running.as_ref().map(|(_, whose)| *whose);
         if whose == Some(of) && !self.is_attaching(of) {
             self.drop_fresh_path();

@@ -28,9 +28,10 @@
 //! is delivered and a backup that is far behind is asked again at once.
 
 use super::attempt::{Attempt, AttemptId, Stage};
+use super::frames::calls_a_tool;
 use super::machine::Session;
 use super::{Effect, How, Reason};
-use crate::limits::MAX_ATTEMPTS;
+use crate::limits::{MAX_ATTEMPTS, MIN_ATTEMPTS_LEFT};
 use crate::time::Mono;
 use crate::timeouts::HANDOVER_LEAD;
 use crate::wire::Chunk;
@@ -45,8 +46,6 @@ const PATIENCE: f64 = 1.9;
 const LEAD: std::ops::RangeInclusive<u32> = 2..=16;
 /// A backup that is further behind than this, with nobody else left, is asked again.
 const BEHIND: usize = 4;
-/// Attempts that are kept for failures: without them no backup is asked again.
-const RESERVE: u32 = 4;
 
 /// A planned leave under way.
 #[derive(Debug, Default)]
@@ -86,12 +85,13 @@ impl Session {
 
     /// Asks a warm backup again after what was received, if the lead is there.
     pub(super) fn hand_over(&mut self, now: Mono) {
-        let ready = self.handover.seam.is_none() && self.leaving_producer().is_some();
+        let leaving = self.may_go_on() && self.leaving_producer().is_some();
+        let ready = leaving && self.handover.seam.is_none();
         let warm = self.backup().filter(|b| b.stage == Stage::Producing);
         let Some(backup) = warm.filter(|_| ready) else {
             return;
         };
-        if self.lead() >= self.wanted_lead() && self.next_id + RESERVE < MAX_ATTEMPTS {
+        if self.lead() >= self.wanted_lead() && self.can_spare_one() {
             let backup = backup.id;
             self.fix_seam();
             self.ask_again(backup, now);
@@ -100,13 +100,18 @@ impl Session {
 
     /// The backup's own answer ended, and not where this one does: it is asked again from here.
     pub(super) fn ends_elsewhere(&mut self, id: AttemptId, now: Mono) {
-        if self.next_id >= MAX_ATTEMPTS {
+        if self.spent >= MAX_ATTEMPTS {
             return self.fail(id, Reason::Protocol);
         }
         if self.current.is_some() {
             self.fix_seam();
         }
         self.ask_again(id, now);
+    }
+
+    /// An attempt more leaves enough of them for failures.
+    pub(super) fn can_spare_one(&self) -> bool {
+        self.spent + MIN_ATTEMPTS_LEFT < MAX_ATTEMPTS
     }
 
     /// The backup continues after everything up to the seam, which is given out now.
@@ -148,7 +153,7 @@ impl Session {
             .filter(|b| b.stage == Stage::Producing);
         if let Some((id, differs, next)) = backup.map(|b| (b.id, b.differs, b.next as usize))
             && (differs || next + BEHIND < self.delivered.len())
-            && self.next_id < MAX_ATTEMPTS
+            && self.spent < MAX_ATTEMPTS
         {
             self.ask_again(id, now);
         }
@@ -160,12 +165,14 @@ impl Session {
         self.handover.seam = Some(self.delivered.len() + self.whole());
     }
 
-    /// How many of the held chunks make whole pieces.
+    /// How many of the held chunks make whole pieces that a prefix can say.
     fn whole(&self) -> usize {
-        self.held
-            .iter()
-            .rposition(has_text)
-            .map_or(0, |last| last + 1)
+        let said = |(chunk, extra): &&(Chunk, String)| {
+            extra.is_empty() || !(chunk.text.is_empty() || calls_a_tool(extra))
+        };
+        let text = self.held.iter().take_while(said).enumerate();
+        let last = text.filter(|(_, piece)| has_text(piece)).last();
+        last.map_or(0, |(at, _)| at + 1)
     }
 
     /// Opens a stream at the backup's peer that continues after all that was delivered and is

@@ -10,7 +10,7 @@ use crate::limits::{MAX_ATTEMPTS, MAX_PARALLEL_ATTEMPTS};
 use crate::rank::Candidate;
 use crate::time::Mono;
 use crate::timeouts::WAIT_FOR_PEER;
-use crate::wire::{Chunk, WireError};
+use crate::wire::{Chunk, ErrorCode, WireError};
 use std::collections::VecDeque;
 
 /// The producer that was lost or suspected, until somebody goes on.
@@ -31,9 +31,13 @@ pub struct Session {
     /// Whoever produced last.
     pub(super) current: Option<AttemptId>,
     pub(super) next_id: u32,
+    /// Attempts that count against [`MAX_ATTEMPTS`].
+    pub(super) spent: u32,
     pub(super) delivered: Vec<Chunk>,
     /// The last of it has no text: what it began is in no prefix.
     pub(super) half_made: bool,
+    /// A tool call has begun: what follows belongs to it, and no other engine would make it so.
+    pub(super) called: bool,
     /// Received from `current` but not yet emitted: text-less chunks, and everything while the
     /// producer hands over. Each with its `extra`.
     pub(super) held: Vec<(Chunk, String)>,
@@ -44,6 +48,8 @@ pub struct Session {
     pub(super) last_token: Mono,
     pub(super) last_reason: Option<Reason>,
     pub(super) last_refusal: Option<WireError>,
+    /// What comes has lain unread.
+    pub(super) late: bool,
     /// The time of the latest input.
     pub(super) now: Mono,
     /// A ranking was asked for.
@@ -71,8 +77,10 @@ impl Session {
             attempts: Vec::with_capacity(MAX_PARALLEL_ATTEMPTS),
             current: None,
             next_id: 0,
+            spent: 0,
             delivered: Vec::new(),
             half_made: false,
+            called: false,
             held: Vec::new(),
             handover: Handover::default(),
             fresh: Fresh::default(),
@@ -81,6 +89,7 @@ impl Session {
             last_token: now,
             last_reason: None,
             last_refusal: None,
+            late: false,
             now,
             ranking: true,
             last_rank: now,
@@ -117,9 +126,12 @@ impl Session {
             Input::Closed(id, _) if self.is_fresh_path(id) => self.drop_fresh_path(),
             Input::Closed(id, closed) => self.closed(id, closed, now),
             Input::PeerGoing(node) => self.peer_going(node, now),
+            Input::PeerDown(node) => self.peer_down(node, now),
             Input::Hedge => self.may_hedge(),
+            Input::Late(late) => self.late = late,
             Input::Wake => self.wake(now),
             Input::Cancel => self.end(Output::Failed(Failure::Cancelled)),
+            Input::Leave => self.leave(),
         }
     }
 
@@ -173,7 +185,8 @@ impl Session {
 
     /// Another engine may go on after what was delivered.
     pub(super) fn may_go_on(&self) -> bool {
-        self.delivered.is_empty() || (self.config.spliceable && !self.half_made)
+        let free = self.config.spliceable && !self.half_made && !self.called;
+        self.delivered.is_empty() || free
     }
 
     /// The terminal event has been emitted.
@@ -211,13 +224,14 @@ impl Session {
         }
     }
 
-    /// The best candidate that is not at work, not out, and has failed least.
+    /// The best candidate that is not at work, not out, and has failed least. A machine at work
+    /// is no backup of itself, unless only its engine stalls and another one there may go on.
     pub(super) fn choose(&self, candidates: Vec<Candidate>, now: Mono) -> Option<Candidate> {
         let begun = !self.delivered.is_empty();
         let failures = |c: &Candidate| self.tried.failures(c, begun, now);
         candidates
             .into_iter()
-            .filter(|c| !c.draining && self.attempts.iter().all(|a| a.node() != c.node))
+            .filter(|c| !c.draining && self.attempts.iter().all(|a| a.may_have_beside(c)))
             .filter_map(|c| failures(&c).map(|f| (f, c)))
             // Stable: among equals the ranking's order stands.
             .min_by_key(|(f, _)| *f)
@@ -225,7 +239,7 @@ impl Session {
     }
 
     pub(super) fn open(&mut self, candidate: Candidate, now: Mono) {
-        if self.next_id >= MAX_ATTEMPTS {
+        if self.spent >= MAX_ATTEMPTS {
             if self.attempts.is_empty() {
                 self.give_up();
             }
@@ -258,9 +272,15 @@ impl Session {
     }
 
     pub(super) fn attempt(&mut self, candidate: Candidate, next: usize, now: Mono) -> Attempt {
+        self.spent += 1;
+        let id = self.new_id();
+        self.attempt_as(id, candidate, next, now)
+    }
+
+    pub(super) fn new_id(&mut self) -> AttemptId {
         let id = AttemptId(self.next_id);
         self.next_id += 1;
-        self.attempt_as(id, candidate, next, now)
+        id
     }
 
     pub(super) fn attempt_as(
@@ -309,6 +329,20 @@ impl Session {
         self.end(Output::Failed(failure));
     }
 
+    /// Ends here although somebody could go on: nobody will be there to take it.
+    fn leave(&mut self) {
+        let reason = Reason::Leaving;
+        let failure = if self.delivered.is_empty() {
+            let message = "this machine is leaving the mesh: ask again in a moment";
+            Failure::Refused(WireError::new(ErrorCode::Draining, message))
+        } else if self.may_go_on() {
+            Failure::Interrupted { reason }
+        } else {
+            Failure::Incomplete { reason }
+        };
+        self.end(Output::Failed(failure));
+    }
+
     // ----- small parts ------------------------------------------------------------------
 
     pub(super) fn rank(&mut self) {
@@ -344,10 +378,13 @@ impl Session {
         self.effects.extend(notes);
     }
 
-    pub(super) fn reset_others(&mut self, keep: AttemptId) {
+    /// Returns how many.
+    pub(super) fn reset_others(&mut self, keep: AttemptId) -> u32 {
+        let mut count = 0;
         while let Some(at) = self.attempts.iter().position(|a| a.id != keep) {
             self.learn(self.attempts[at].id);
             let other = self.attempts.remove(at);
+            count += 1;
             self.effects.push_back(Effect::Reset(other.id));
             self.in_vain(&other);
             if let Some(reason) = other.suspect {
@@ -360,6 +397,7 @@ impl Session {
             }
         }
         self.drop_orphan();
+        count
     }
 
     pub(super) fn emit(&mut self, output: Output) {

@@ -32,7 +32,9 @@
 //! - A silent attempt is also asked for over another connection to the same peer: it is one
 //!   generation with one numbering, whichever path its tokens take (`fresh.rs`).
 //! - A piece without text but with other fields (reasoning, half a tool call) is in no prefix:
-//!   an answer that breaks off after one ends as `Incomplete`.
+//!   an answer that breaks off after one ends as `Incomplete`. So does one that breaks off
+//!   anywhere after the first piece of a tool call; until then, an answer to a request with
+//!   tools is text like any other.
 //! - The end is checked too: a `Done` whose frame count is not what arrived is a failure.
 //!
 //! Every transition starts in the one `match` of [`Session::handle`] (`machine.rs`); what it
@@ -64,8 +66,9 @@ use std::time::Duration;
 /// How a session behaves; fixed for its life.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    /// The answer may be continued by another engine after its first token. False for
-    /// structured output and tool calls, which are restarted or end as `Incomplete`.
+    /// The answer may be continued by another engine after its first token, until it calls a
+    /// tool. False for structured output and for tool calls that are asked for by name, which
+    /// are restarted or end as `Incomplete`.
     pub spliceable: bool,
     /// In-stream silence learned per peer in earlier streams (see [`Silence`]).
     pub silence: Vec<(NodeId, Silence)>,
@@ -85,14 +88,21 @@ pub enum Input {
     Frame(AttemptId, GenFrame),
     /// The attempt's stream is over. After a terminal frame this needs not be said.
     Closed(AttemptId, Closed),
-    /// The peer table says that this peer drains, left or went down.
+    /// The peer table says that this peer drains or left.
     PeerGoing(NodeId),
+    /// The peer table says that this peer is down.
+    PeerDown(NodeId),
     /// Yes to [`Effect::Hedge`]. For no, nothing is said.
     Hedge,
+    /// Whether what comes from now on has lain unread, because the caller did not look for a
+    /// while (at the start: no). When it came nobody knows, so it teaches nothing of its peer.
+    Late(bool),
     /// The time of [`Session::next_wake`] has come.
     Wake,
     /// The caller wants no more.
     Cancel,
+    /// The program that asks ends: so does the answer, with what was delivered.
+    Leave,
 }
 
 /// How a stream ended without a terminal frame.
@@ -200,6 +210,8 @@ pub enum Output {
     Started {
         /// Who answers.
         node: NodeId,
+        /// On which engine.
+        engine: u16,
         /// Why it was chosen.
         why: String,
     },
@@ -227,8 +239,10 @@ pub enum Output {
     PeerChanged {
         /// Who answered until now.
         from: NodeId,
-        /// Who goes on.
+        /// Who goes on: perhaps the same, on another engine.
         to: NodeId,
+        /// On which engine.
+        engine: u16,
         /// How well the parts fit.
         seam: Seam,
         /// From the last token of `from` to the first of `to`.
@@ -296,11 +310,22 @@ pub enum Reason {
     Protocol,
     /// The peer is leaving.
     Draining,
+    /// The program that asks is leaving itself.
+    Leaving,
     /// The peer or engine said so.
     Refused(ErrorCode),
 }
 
 impl Reason {
+    /// Whether it speaks of one engine: its peer answers, and another engine there may do.
+    pub(crate) const fn is_of_engine(&self) -> bool {
+        match self {
+            Reason::Stall => true,
+            Reason::Refused(code) => code.is_of_engine(),
+            _ => false,
+        }
+    }
+
     /// Its stable name, for scripts and counters.
     pub const fn name(&self) -> &'static str {
         match self {
@@ -312,6 +337,7 @@ impl Reason {
             Reason::EndedEarly => "ended_early",
             Reason::Protocol => "protocol",
             Reason::Draining => "draining",
+            Reason::Leaving => "leaving",
             Reason::Refused(_) => "refused",
         }
     }
@@ -328,6 +354,7 @@ impl std::fmt::Display for Reason {
             Reason::EndedEarly => "its stream ended early",
             Reason::Protocol => "it broke the protocol",
             Reason::Draining => "it is leaving",
+            Reason::Leaving => "the machine that was asked is leaving",
             Reason::Refused(code) => return write!(f, "it answered {code}"),
         })
     }

@@ -1,6 +1,6 @@
 //! What silence, stalls and farewells do: a backup beside the original.
 
-use super::attempt::{Attempt, AttemptId};
+use super::attempt::{Attempt, AttemptId, Stage};
 use super::machine::Session;
 use super::tried::NEVER;
 use super::{Effect, Note, Reason};
@@ -10,13 +10,22 @@ use crate::timeouts::{HEDGE_RETRY, SILENCE_SURE};
 
 impl Session {
     pub(super) fn peer_going(&mut self, node: NodeId, now: Mono) {
-        let leaving = self
-            .attempts
-            .iter()
-            .find(|a| a.node() == node)
-            .map(|a| a.id);
-        if let Some(id) = leaving {
+        let there = self.attempts.iter().filter(|a| a.node() == node);
+        for id in there.map(|a| a.id).collect::<Vec<_>>() {
             self.leaving(id, now);
+        }
+    }
+
+    /// The peer table cannot reach the peer. A stream that lives knows better, and its own
+    /// silence decides; one that has given no sign of life yet needs a backup now.
+    pub(super) fn peer_down(&mut self, node: NodeId, now: Mono) {
+        let doubtful = |a: &&Attempt| a.node() == node && !a.alive && a.suspect.is_none();
+        if let Some(attempt) = self.attempts.iter().find(doubtful) {
+            let reason = match attempt.stage {
+                Stage::Dialing => Reason::DialSlow,
+                _ => Reason::Silence,
+            };
+            self.suspect(attempt.id, reason, now);
         }
     }
 
@@ -25,6 +34,12 @@ impl Session {
         let Some(attempt) = self.find(id) else { return };
         if !std::mem::replace(&mut attempt.draining, true) {
             self.note_suspect(id, Reason::Draining, now);
+            // Two engines of the machine that leaves: neither is the other's backup.
+            if let [a, b] = self.attempts.as_slice()
+                && (a.node(), a.draining) == (b.node(), b.draining)
+            {
+                return self.make_room();
+            }
             self.seek_backup();
         }
     }
@@ -35,35 +50,39 @@ impl Session {
         let Some(attempt) = self.find(id) else { return };
         attempt.suspect = Some(reason.clone());
         self.note_suspect(id, reason, now);
-        if let [a, b] = self.attempts.as_slice()
-            && a.needs_backup()
-            && b.needs_backup()
-        {
-            // Two in trouble stand in each other's way: the longer silent one makes room.
-            let silent = |x: &Attempt| if x.suspect.is_some() { x.heard } else { NEVER };
-            let (worse, why) = if silent(a) <= silent(b) {
-                (a.id, a.trouble())
-            } else {
-                (b.id, b.trouble())
-            };
-            return self.fail(worse, why);
+        if self.attempts.len() > 1 && self.attempts.iter().all(Attempt::needs_backup) {
+            return self.make_room();
         }
         self.seek_backup();
         self.try_fresh_path(now);
     }
 
+    /// Two in trouble stand in each other's way: the longer silent one makes room.
+    fn make_room(&mut self) {
+        let silent = |x: &&Attempt| if x.suspect.is_some() { x.heard } else { NEVER };
+        if let Some(worse) = self.attempts.iter().min_by_key(silent) {
+            let (id, why) = (worse.id, worse.trouble());
+            self.fail(id, why);
+        }
+    }
+
     /// Seeks a backup if one is wanted: at once where it is no hedge or is paid for, else after
-    /// the owner of the budget has said yes.
+    /// the owner of the budget has said yes. No hedge uses up what is kept for failures.
     pub(super) fn seek_backup(&mut self) {
         if !self.wants_backup() {
             return;
         }
-        if self.granted || !self.would_hedge() {
+        let spare = self.can_spare_one();
+        if !self.would_hedge() || (self.granted && spare) {
             self.asked = None;
             return self.rank();
         }
         self.asked = Some(self.now);
-        self.effects.push_back(Effect::Hedge);
+        if spare {
+            self.effects.push_back(Effect::Hedge);
+        } else {
+            self.return_hedge();
+        }
     }
 
     /// A backup now would work beside an engine that may only look hung. One beside a peer that

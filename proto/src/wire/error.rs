@@ -44,6 +44,20 @@ impl ErrorCode {
         )
     }
 
+    /// Whether it speaks of one engine, so that another one of the same peer may do.
+    pub const fn is_of_engine(self) -> bool {
+        matches!(
+            self,
+            ErrorCode::Invalid
+                | ErrorCode::UnknownModel
+                | ErrorCode::Busy
+                | ErrorCode::ContextExceeded
+                | ErrorCode::EngineFailed
+                | ErrorCode::EngineDown
+                | ErrorCode::Unsupported
+        )
+    }
+
     /// Whether it counts against the engine or peer (busy is not dead, a bad request is not
     /// its fault).
     pub const fn is_failure(self) -> bool {

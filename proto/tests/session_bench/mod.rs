@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 use unamesh_proto::rank::{Candidate, Cost};
-use unamesh_proto::session::{AttemptId, Config, Effect, How, Input, Note, Output, Session};
+use unamesh_proto::session::{AttemptId, Config, Effect, How, Input, Note, Output, Seam, Session};
 use unamesh_proto::stalls::Bounds;
 use unamesh_proto::wire::{
     Accepted, Chunk, Done, ErrorCode, FinishReason, GenFrame, Phase, Progress, Token, Usage,
@@ -22,6 +22,10 @@ pub struct Bench {
     pub session: Session,
     pub now: Mono,
     pub peers: Vec<u8>,
+    /// The peers that have the model on two engines.
+    pub twofold: Vec<u8>,
+    /// What was opened: at whom, on which engine.
+    pub engines: Vec<(u8, u16)>,
     pub opened: Vec<(AttemptId, u8, How)>,
     pub reset: Vec<AttemptId>,
     /// Fresh paths that were asked for and are not given up; they open when the test says so.
@@ -42,6 +46,8 @@ impl Bench {
             session: Session::new(config, Mono::ZERO),
             now: Mono::ZERO,
             peers: peers.to_vec(),
+            twofold: Vec::new(),
+            engines: Vec::new(),
             opened: Vec::new(),
             reset: Vec::new(),
             fresh: Vec::new(),
@@ -58,7 +64,7 @@ impl Bench {
         while let Some(effect) = self.session.poll() {
             match effect {
                 Effect::Rank => {
-                    let ranked = self.peers.iter().map(|p| candidate(*p)).collect();
+                    let ranked = self.candidates();
                     self.session.handle(Input::Candidates(ranked), self.now);
                 }
                 Effect::Open {
@@ -67,8 +73,13 @@ impl Bench {
                     ..
                 } => self.fresh.push((attempt, how)),
                 Effect::Open {
-                    attempt, node, how, ..
+                    attempt,
+                    node,
+                    engine,
+                    how,
+                    ..
                 } => {
+                    self.engines.push((node.0[0], engine));
                     self.opened.push((attempt, node.0[0], how));
                     self.session.handle(Input::Opened(attempt), self.now);
                 }
@@ -90,6 +101,17 @@ impl Bench {
         }
     }
 
+    fn candidates(&self) -> Vec<Candidate> {
+        let engines = |peer: &u8| 0..1 + u16::from(self.twofold.contains(peer));
+        let all = self.peers.iter().flat_map(|peer| {
+            engines(peer).map(|engine| Candidate {
+                engine,
+                ..candidate(*peer)
+            })
+        });
+        all.collect()
+    }
+
     pub fn input(&mut self, input: Input) {
         self.session.handle(input, self.now);
         self.drain();
@@ -100,27 +122,38 @@ impl Bench {
     }
 
     pub fn accepted(&mut self, attempt: u32) {
+        self.accepted_as(attempt, true);
+    }
+
+    /// `exact`: the prefix went in as token ids.
+    pub fn accepted_as(&mut self, attempt: u32, exact: bool) {
         let accepted = Accepted {
             generation: GenerationId([attempt as u8; 16]),
             engine: 0,
             digest: "d".into(),
-            exact: true,
+            exact,
         };
         self.frame(attempt, GenFrame::Accepted(accepted));
     }
 
     pub fn token(&mut self, attempt: u32, index: u32, text: &str) {
+        self.piece(attempt, index, text, "");
+    }
+
+    /// A token with other fields of the engine's.
+    pub fn piece(&mut self, attempt: u32, index: u32, text: &str, extra: &str) {
         let chunk = Chunk {
             text: text.into(),
             ids: vec![index],
             tokens: 1,
         };
+        let extra = extra.into();
         self.frame(
             attempt,
             GenFrame::Token(Token {
                 index,
                 chunk,
-                extra: String::new(),
+                extra,
             }),
         );
     }
@@ -164,6 +197,14 @@ impl Bench {
 
     pub fn last(&self) -> &Output {
         self.outputs.last().expect("an output")
+    }
+
+    /// The seam of the last change of peer.
+    pub fn seam(&self) -> Option<Seam> {
+        self.outputs.iter().rev().find_map(|o| match o {
+            Output::PeerChanged { seam, .. } => Some(*seam),
+            _ => None,
+        })
     }
 
     pub fn prefix(&self, attempt: usize) -> String {

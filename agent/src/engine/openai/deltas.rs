@@ -164,7 +164,11 @@ impl Choice {
             if let Some(content) = delta.content {
                 text = content;
             }
-            let carries = |(name, value): &(String, Value)| name != "role" && !value.is_null();
+            // Some servers send every field with every delta, empty.
+            let carries = |(name, value): &(String, Value)| {
+                let empty = value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+                name != "role" && !empty
+            };
             other.extend(delta.other.into_iter().filter(carries));
         }
         if let Some(logprobs) = self.logprobs {
@@ -223,7 +227,7 @@ mod tests {
     fn a_chat_stream() {
         let (events, result) = feed(&[
             r#"data: {"choices":[{"finish_reason":null,"index":0,"delta":{"role":"assistant","content":null}}]}"#,
-            r#"data: {"choices":[{"index":0,"delta":{"content":"Hi \"you\""}}]}"#,
+            r#"data: {"choices":[{"index":0,"delta":{"content":"Hi \"you\"","tool_calls":[]}}]}"#,
             r#"data: {"choices":[{"index":0,"delta":{},"finish_reason":"length"}]}"#,
             r#"data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1}}"#,
             "data: [DONE]",

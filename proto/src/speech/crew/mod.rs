@@ -124,7 +124,7 @@ impl<W, E: From<Act>> Crew<W, E> {
         C: Clone,
     {
         let free =
-            |c: &Candidate| !c.draining && self.members.iter().all(|m| m.base.node() != c.node);
+            |c: &Candidate| !c.draining && self.members.iter().all(|m| m.base.may_have_beside(c));
         all.iter()
             .filter(|c| free(of(c)))
             .filter_map(|c| Some((self.tried.failures(of(c), self.begun, self.now)?, c)))

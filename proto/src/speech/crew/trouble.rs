@@ -1,8 +1,8 @@
 //! What failure, silence, stalls and farewells do.
 
-use super::{Act, Crew, Loss};
+use super::{Act, Crew, Loss, Member};
 use crate::ids::NodeId;
-use crate::session::attempt::Attempt;
+use crate::session::attempt::{Attempt, Stage};
 use crate::session::tried::NEVER;
 use crate::session::{AttemptId, Closed, Note, Reason};
 use crate::speech::Failure;
@@ -16,18 +16,27 @@ impl<W, E: From<Act>> Crew<W, E> {
     pub(in crate::speech) fn closed(&mut self, id: AttemptId, closed: Closed) {
         match closed.reason() {
             Ok(reason) => self.fail(id, reason),
-            Err(error) => self.refused(id, error),
+            // The path or the connection was refused, not the request: others may take it.
+            Err(error) => self.refused_here(id, error),
         }
     }
 
+    /// The engine's answer is an error. One that every engine would give ends the work, unless
+    /// something was delivered, or another attempt shows that this one asks too much.
     pub(in crate::speech) fn refused(&mut self, id: AttemptId, error: WireError) {
-        let (now, begun) = (self.now, self.begun);
-        let Some(m) = self.find(id) else { return };
-        let engine = (m.base.node(), m.base.candidate.engine);
-        if !error.code.elsewhere() && !begun {
+        let alone = self.members.iter().all(|m| m.base.id == id);
+        if !error.code.elsewhere() && alone && !self.begun {
             self.over = Some(Failure::Refused(error));
             return;
         }
+        self.refused_here(id, error);
+    }
+
+    /// It refused, and others may not.
+    fn refused_here(&mut self, id: AttemptId, error: WireError) {
+        let (now, begun) = (self.now, self.begun);
+        let Some(m) = self.find(id) else { return };
+        let engine = (m.base.node(), m.base.candidate.engine);
         self.tried.refused(engine, &error, begun, false, now);
         let reason = Reason::Refused(error.code);
         self.last_refusal = Some(error);
@@ -52,7 +61,7 @@ impl<W, E: From<Act>> Crew<W, E> {
         let failed = self.members.remove(at).base;
         let (node, engine) = (failed.node(), failed.candidate.engine);
         if !matches!(&reason, Reason::Refused(code) if !code.is_failure()) {
-            self.tried.failed((node, engine), self.now);
+            self.tried.failed((node, engine), &reason, self.now);
         }
         self.effects.push_back(Act::Reset(id).into());
         if !failed.hedge
@@ -98,9 +107,23 @@ impl<W, E: From<Act>> Crew<W, E> {
     // ----- suspicion --------------------------------------------------------------------
 
     pub(in crate::speech) fn peer_going(&mut self, node: NodeId) {
-        let leaving = self.members.iter().find(|m| m.base.node() == node);
-        if let Some(id) = leaving.map(|m| m.base.id) {
+        let there = self.members.iter().filter(|m| m.base.node() == node);
+        for id in there.map(|m| m.base.id).collect::<Vec<_>>() {
             self.leaving(id);
+        }
+    }
+
+    /// The peer table cannot reach the peer. A stream that lives knows better, and its own
+    /// silence decides; one that has given no sign of life yet needs a backup now.
+    pub(in crate::speech) fn peer_down(&mut self, node: NodeId) {
+        let doubtful =
+            |m: &&Member<W>| m.base.node() == node && !m.base.alive && m.base.suspect.is_none();
+        if let Some(Member { base, .. }) = self.members.iter().find(doubtful) {
+            let reason = match base.stage {
+                Stage::Dialing => Reason::DialSlow,
+                _ => Reason::Silence,
+            };
+            self.suspect(base.id, reason);
         }
     }
 
@@ -109,6 +132,12 @@ impl<W, E: From<Act>> Crew<W, E> {
         let Some(m) = self.find(id) else { return };
         if !std::mem::replace(&mut m.base.draining, true) {
             self.note_suspect(id, Reason::Draining);
+            // Two engines of the machine that leaves: neither is the other's backup.
+            if let [a, b] = self.members.as_slice()
+                && (a.base.node(), a.base.draining) == (b.base.node(), b.base.draining)
+            {
+                return self.make_room();
+            }
             self.seek_backup();
         }
     }
@@ -117,21 +146,19 @@ impl<W, E: From<Act>> Crew<W, E> {
         let Some(m) = self.find(id) else { return };
         m.base.suspect = Some(reason.clone());
         self.note_suspect(id, reason);
-        if let [a, b] = self.members.as_slice()
-            && a.base.needs_backup()
-            && b.base.needs_backup()
-        {
-            // Two in trouble stand in each other's way: the longer silent one makes room.
-            let silent = |x: &Attempt| if x.suspect.is_some() { x.heard } else { NEVER };
-            let worse = if silent(&a.base) <= silent(&b.base) {
-                a
-            } else {
-                b
-            };
-            let (worse, why) = (worse.base.id, worse.base.trouble());
-            return self.fail(worse, why);
+        if self.members.len() > 1 && self.members.iter().all(|m| m.base.needs_backup()) {
+            return self.make_room();
         }
         self.seek_backup();
+    }
+
+    /// Two in trouble stand in each other's way: the longer silent one makes room.
+    fn make_room(&mut self) {
+        let silent = |x: &&Attempt| if x.suspect.is_some() { x.heard } else { NEVER };
+        if let Some(worse) = self.members.iter().map(|m| &m.base).min_by_key(silent) {
+            let (id, why) = (worse.id, worse.trouble());
+            self.fail(id, why);
+        }
     }
 
     pub(super) fn wants_backup(&self) -> bool {

@@ -67,6 +67,7 @@ impl Hear {
             Input::Frame(id, frame) => self.frame(id, frame),
             Input::Closed(id, closed) => self.crew.closed(id, closed),
             Input::PeerGoing(node) => self.crew.peer_going(node),
+            Input::PeerDown(node) => self.crew.peer_down(node),
             Input::Hedge => self.crew.may_hedge(),
             Input::Wake => self.crew.wake(),
             Input::Cancel => self.crew.over = Some(Failure::Cancelled),

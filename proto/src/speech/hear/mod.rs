@@ -67,8 +67,10 @@ pub enum Input {
     Frame(AttemptId, HearFrame),
     /// The attempt's stream is over. After a terminal frame this needs not be said.
     Closed(AttemptId, Closed),
-    /// The peer table says that this peer drains, left or went down.
+    /// The peer table says that this peer drains or left.
     PeerGoing(NodeId),
+    /// The peer table says that this peer is down.
+    PeerDown(NodeId),
     /// Yes to [`Effect::Hedge`]. For no, nothing is said.
     Hedge,
     /// The time of [`Hear::next_wake`] has come.

@@ -64,6 +64,7 @@ impl Speak {
             }
             Input::Joined { shift } => self.timeline.shift(shift),
             Input::PeerGoing(node) => self.crew.peer_going(node),
+            Input::PeerDown(node) => self.crew.peer_down(node),
             Input::Hedge => self.crew.may_hedge(),
             Input::Wake => self.crew.wake(),
             Input::Cancel => self.crew.over = Some(Failure::Cancelled),

@@ -132,8 +132,10 @@ pub enum Input {
         /// What is added to every position from this chunk's start on.
         shift: i64,
     },
-    /// The peer table says that this peer drains, left or went down.
+    /// The peer table says that this peer drains or left.
     PeerGoing(NodeId),
+    /// The peer table says that this peer is down.
+    PeerDown(NodeId),
     /// Yes to [`Effect::Hedge`]. For no, nothing is said.
     Hedge,
     /// The time of [`Speak::next_wake`] has come.
