@@ -188,7 +188,8 @@ pub const SPEECH_LEAD: Duration = Duration::from_secs(10);
 /// The least lead: the packet that is held back, a round trip for the next grant, and some sound
 /// beside.
 pub const SPEECH_LEAD_MIN: Duration = Duration::from_millis(200);
-/// The lead is granted anew in steps of at least this, so that few records carry it.
+/// The lead is granted anew in steps of at least this (half of a shorter lead), so that few
+/// records carry it.
 pub const GRANT_STEP: Duration = Duration::from_millis(500);
 /// Sound this close to the ear counts as played: the device may hold it already.
 pub const PLAYOUT: Duration = Duration::from_millis(60);
