@@ -1,7 +1,12 @@
 //! Speech over real agents and QUIC, with doubles for engines: what a listener hears when the
 //! agent that speaks is killed or unplugged in the middle of a text.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "test code"
+)]
 
 mod serve_support;
 
