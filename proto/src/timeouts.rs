@@ -62,6 +62,9 @@ pub const OPENING: Duration = Duration::from_secs(10);
 /// A reader that takes nothing for this long loses its stream: longer than any Wi-Fi stall,
 /// and longer than [`IDLE`], after which a dead one is known.
 pub const READER_STALL: Duration = Duration::from_secs(10);
+/// What is still sent to a request that is answered is taken in for so long: whoever reads its
+/// answer has it by then.
+pub const HTTP_DRAIN: Duration = Duration::from_secs(2);
 /// A data-plane probe goes to each peer this often.
 pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// An unanswered probe counts as failed after this.
