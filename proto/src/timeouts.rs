@@ -65,6 +65,9 @@ pub const OPENING: Duration = Duration::from_secs(10);
 /// A reader that takes nothing for this long loses its stream: longer than any Wi-Fi stall,
 /// and longer than [`IDLE`], after which a dead one is known.
 pub const READER_STALL: Duration = Duration::from_secs(10);
+/// What is still sent to a request that is answered is taken in for so long: whoever reads its
+/// answer has it by then.
+pub const HTTP_DRAIN: Duration = Duration::from_secs(2);
 /// A data-plane probe goes to each peer this often.
 pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// An unanswered probe counts as failed after this.
@@ -191,7 +194,8 @@ pub const SPEECH_LEAD: Duration = Duration::from_secs(10);
 /// The least lead: the packet that is held back, a round trip for the next grant, and some sound
 /// beside.
 pub const SPEECH_LEAD_MIN: Duration = Duration::from_millis(200);
-/// The lead is granted anew in steps of at least this, so that few records carry it.
+/// The lead is granted anew in steps of at least this (half of a shorter lead), so that few
+/// records carry it.
 pub const GRANT_STEP: Duration = Duration::from_millis(500);
 /// Sound this close to the ear counts as played: the device may hold it already.
 pub const PLAYOUT: Duration = Duration::from_millis(60);

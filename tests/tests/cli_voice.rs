@@ -312,7 +312,7 @@ async fn a_recording_is_answered_aloud() {
         "{stderr}"
     );
     assert!(
-        stderr.contains("transcript") && stderr.contains("##"),
+        stderr.contains("transcript") && stderr.contains("██"),
         "the chart: {stderr}"
     );
     for name in ["answer.wav", "answer-2.wav"] {

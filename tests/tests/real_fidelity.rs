@@ -56,8 +56,9 @@ async fn a_sentence_arrives_word_for_word() {
 
         let (late, noise, apart) = compare(&down, &played, Profile::Down.rate(), 10_000.0);
         let (late_up, noise_up, apart_up) = compare(&up, &arrived, Profile::Up.rate(), 6_700.0);
+        // Voip turns the phase a little; a sample in the wrong place would be a whole one.
         assert!(
-            late.abs() <= 0.5 && late_up.abs() <= 0.5,
+            late.abs() < 1.0 && late_up.abs() < 1.0,
             "{late} and {late_up} samples late"
         );
         let arrived: Vec<i16> = arrived.iter().copied().map(to_s16).collect();

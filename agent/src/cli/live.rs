@@ -33,8 +33,11 @@ impl Live {
         !self.bar.is_hidden()
     }
 
-    /// Replaces the line; of a long text its end is shown.
+    /// Replaces the line, or shows it again; of a long text its end is shown.
     pub fn show(&self, text: &str) {
+        if self.bar.is_finished() {
+            self.bar.reset();
+        }
         let length = text.chars().count();
         if length > TAIL {
             let end: String = text.chars().skip(length - TAIL + 1).collect();
@@ -50,7 +53,7 @@ impl Live {
         self.bar.suspend(|| self.out.note(&format!("{text}\n")));
     }
 
-    /// Takes the line away.
+    /// Takes the line away: standard output is free for text.
     pub fn clear(&self) {
         self.bar.finish_and_clear();
     }

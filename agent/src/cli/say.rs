@@ -193,8 +193,9 @@ impl Saying<'_> {
                     self.live.show(&self.who);
                 }
                 "progress" => {
-                    let phase = event.at("phase").text();
-                    self.live.show(&format!("{phase} ...  {}", self.who));
+                    let waited = self.asked.elapsed().as_secs_f64();
+                    let what = phase(event.at("phase").text());
+                    self.live.show(&format!("{what} ... {waited:.1} s"));
                 }
                 "peer_changed" => {
                     self.who = who(event.at("voice"), event.at("to"));
@@ -248,6 +249,15 @@ impl Saying<'_> {
             out.line(&file.display().to_string())?;
         }
         Ok(())
+    }
+}
+
+/// What an engine does before its first sound.
+fn phase(name: &str) -> &'static str {
+    match name {
+        "queued" => "waiting for a free engine",
+        "loading" => "loading the voice",
+        _ => "preparing the first words",
     }
 }
 

@@ -301,7 +301,7 @@ impl Talk<'_> {
                 .live
                 .note(&format!("{DIM}[no words were heard]{DIM:#}")),
             "heard" => {
-                self.live.show("");
+                self.live.clear();
                 self.write(&format!("{BOLD}> {}{BOLD:#}\n", text()))?;
             }
             "text" => self.write(&text())?,

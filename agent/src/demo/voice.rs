@@ -243,7 +243,8 @@ impl Turn {
                 self.who.push(format!("{} speaks", peer.name));
                 self.speaker = peer.name;
             }
-            TurnEvent::Text { text } => show.piece(&text, self.killed.is_some())?,
+            // It runs ahead of the voice: who speaks says nothing of who thinks.
+            TurnEvent::Text { text } => show.piece(&text, false)?,
             TurnEvent::Pcm(pcm) => {
                 self.first_sound.get_or_insert_with(Instant::now);
                 self.output.push(&pcm).map_err(DemoError::Output)?;

@@ -1,12 +1,15 @@
-//! Performs what `unamesh_proto::speech::turn` decides, in the caller's own task.
+//! Performs what `unamesh_proto::speech::turn` decides, in the caller's own task. What the stages
+//! are asked is `requests`.
+
+mod requests;
 
 use super::{ConverseConfig, Message, Role, Stage, TurnEvent};
-use crate::client::{ClientError, Event, PeerRef, Request};
+use crate::client::{ClientError, Event, PeerRef};
 use crate::clock;
 use crate::driver::Generation;
 use crate::memory::Shared;
 use crate::outside::Alarm;
-use crate::speech::{Hear, HearEvent, Hearing, Say, SayEvent, Speech};
+use crate::speech::{HearEvent, Hearing, SayEvent, Speech};
 use futures_util::{Stream, StreamExt};
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -14,12 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use unamesh_proto::limits::MAX_KEPT_SOUND;
-use unamesh_proto::rank::speech::SpeechNeed;
 use unamesh_proto::speech::turn::{self, Effect, Heard, Input, Output, Spoken, Thought, Turns};
-use unamesh_proto::wire::ModelKind;
-
-/// Peers of each stage that are dialed early: the best, and who would stand in for it.
-const WARM: usize = 2;
 
 /// A spoken conversation: a stream of [`TurnEvent`]s, which never ends by itself. Dropping it stops
 /// everything at once, down to the engines.
@@ -180,73 +178,7 @@ impl Conversation {
         }
     }
 
-    // ----- requests ---------------------------------------------------------------------
-
-    fn hear(&self) -> Hear {
-        Hear {
-            vad_ms: u16::try_from(self.config.silence.as_millis()).unwrap_or(u16::MAX),
-            session: self.config.session,
-            partials: true,
-            ..self.config.stt.clone()
-        }
-    }
-
-    fn request(&self, messages: &[Message]) -> Request {
-        let message = |m: &Message| serde_json::json!({"role": m.role, "content": m.content});
-        let messages: Vec<_> = messages.iter().map(message).collect();
-        Request {
-            sampling: self.config.sampling.clone(),
-            extra: self.config.extra.clone(),
-            session: self.config.session,
-            other_model: self.config.other_model,
-            ..Request::chat(
-                &*self.config.model,
-                serde_json::Value::from(messages).to_string(),
-            )
-        }
-    }
-
-    /// Whoever speaks first decides on a voice that was left open.
-    fn say(&self, text: String) -> Option<Say> {
-        let mut say = self.config.voice.clone()?;
-        if let Some((_, voice)) = self.speaker.as_ref().filter(|(_, voice)| !voice.is_empty()) {
-            say.voice.clone_from(voice);
-        }
-        (say.text, say.session) = (text, self.config.session);
-        Some(say)
-    }
-
-    /// Has the likeliest peers of all stages dialed.
-    fn warm(&self) {
-        let now = clock::mono();
-        let shared = &self.shared;
-        let at_work = |kind| shared.at_work(self.config.session, kind);
-        let request = self.request(&[]);
-        let thinkers = shared
-            .rank(
-                &request.need(shared.sticky(self.config.session, ModelKind::Llm)),
-                now,
-            )
-            .ranked;
-        let listeners = shared.listeners(&self.config.stt.model, at_work(ModelKind::Stt), now);
-        let speakers = self.say(String::new()).map(|say| {
-            let need = SpeechNeed {
-                model: &say.model,
-                voice: &say.voice,
-                language: &say.language,
-                like: None,
-                sticky: at_work(ModelKind::Tts),
-            };
-            shared.speakers(&need, now)
-        });
-        let speakers = speakers.into_iter().flatten().map(|s| s.candidate.node);
-        let mut nodes: Vec<_> = thinkers.iter().take(WARM).map(|c| c.node).collect();
-        nodes.extend(listeners.iter().take(WARM).map(|c| c.node));
-        nodes.extend(speakers.take(WARM));
-        nodes.sort();
-        nodes.dedup();
-        shared.transport.warm(&nodes);
-    }
+    // ----- events -----------------------------------------------------------------------
 
     fn open(&mut self) {
         if std::mem::replace(&mut self.opened, true) {
@@ -263,8 +195,6 @@ impl Conversation {
             self.events.push_back(TurnEvent::Ready);
         }
     }
-
-    // ----- events -----------------------------------------------------------------------
 
     fn emit(&mut self, output: Output<ClientError>) {
         if matches!(output, Output::SpeechBegan) {

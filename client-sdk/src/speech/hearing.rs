@@ -4,10 +4,11 @@
 //! can hear all of it. Live frames leave with the push; everything else with the next poll.
 
 use super::client_error;
+use super::hear::{Hear, HearEvent};
 use crate::activity::{Activity, RequestId};
 use crate::audio::opus::{CodecError, Encoder, Profile};
 use crate::audio::pcm::from_s16;
-use crate::client::{ClientError, PeerRef};
+use crate::client::ClientError;
 use crate::clock;
 use crate::memory::Shared;
 use crate::outside::{Going, Happening, Outside, going};
@@ -22,92 +23,10 @@ use unamesh_proto::NodeId;
 use unamesh_proto::rank::Candidate;
 use unamesh_proto::session::AttemptId;
 use unamesh_proto::speech::Failure;
-use unamesh_proto::speech::hear::{self, Config, Effect, Input, Output};
+use unamesh_proto::speech::hear::{Config, Effect, Hear as Machine, Input, Output};
 use unamesh_proto::table::Snapshot;
 use unamesh_proto::timeouts::AUDIO_FRAME;
-use unamesh_proto::wire::{
-    ErrorCode, HearFrame, HearRequest, ModelKind, Phase, Transcript, WireError, Word,
-};
-
-/// How an utterance is to be transcribed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hear {
-    /// The model's name; empty = any that transcribes.
-    pub model: String,
-    /// BCP 47; empty = the engine finds out.
-    pub language: String,
-    /// What was said before, or names that will be: at most
-    /// [`MAX_HEAR_PROMPT`](unamesh_proto::limits::MAX_HEAR_PROMPT) bytes.
-    pub prompt: String,
-    /// The conversation, so that it stays with the peer that listened before; 0 = none.
-    pub session: u64,
-    /// Provisional transcripts are wanted.
-    pub partials: bool,
-    /// After so many milliseconds of silence the agent ends the utterance; 0 =
-    /// [`Hearing::end`] does.
-    pub vad_ms: u16,
-}
-
-/// What a [`Hearing`] yields. Exactly one of `Final` and `Failed` comes, last.
-#[derive(Clone, Debug)]
-pub enum HearEvent {
-    /// Somebody listens.
-    Started {
-        /// Who.
-        peer: PeerRef,
-        /// Why it was chosen.
-        why: String,
-    },
-    /// Nothing was understood yet.
-    Progress {
-        /// What the engine does.
-        phase: Phase,
-    },
-    /// Somebody began to speak.
-    Began {
-        /// Then, from the utterance's start.
-        at_ms: u32,
-    },
-    /// Nobody has spoken for a while.
-    Silence {
-        /// For so long.
-        ms: u32,
-    },
-    /// What was understood so far; it replaces the one before.
-    Partial {
-        /// All of it.
-        text: String,
-    },
-    /// Another peer listens on; it was told all that was said.
-    PeerChanged {
-        /// Who listened until now.
-        from: PeerRef,
-        /// Who goes on.
-        to: PeerRef,
-        /// Why.
-        reason: String,
-    },
-    /// The transcript.
-    Final {
-        /// All that was said; may be empty.
-        text: String,
-        /// BCP 47, or empty if the engine does not say.
-        language: String,
-        /// Where the engine tells them.
-        words: Vec<Word>,
-        /// 0..=1, where the engine tells it.
-        confidence: Option<f32>,
-        /// Who made it.
-        peer: PeerRef,
-    },
-    /// There will be none.
-    Failed {
-        /// Why.
-        error: ClientError,
-        /// The best that was understood; may be empty.
-        partial: String,
-    },
-}
+use unamesh_proto::wire::{ErrorCode, HearFrame, HearRequest, ModelKind, Transcript, WireError};
 
 /// An utterance that is being transcribed: a stream of [`HearEvent`]s.
 ///
@@ -118,7 +37,7 @@ pub struct Hearing {
     id: RequestId,
     hear: Hear,
     utterance: u32,
-    machine: hear::Hear,
+    machine: Machine,
     outside: Outside<dyn HearLink>,
     /// `None` once the utterance is over.
     encoder: Option<Encoder>,
@@ -141,7 +60,7 @@ impl Hearing {
         let id = RequestId::random();
         let mut hearing = Hearing {
             outside: Outside::new(id, &shared),
-            machine: hear::Hear::new(config, clock::mono()),
+            machine: Machine::new(config, clock::mono()),
             id,
             hear,
             utterance,

@@ -9,13 +9,17 @@
 //! - `playout`: decoded sound that waits for the ear, cut and joined when another peer goes on.
 //! - `joint`: where two recordings of one text are at the same place.
 
+mod hear;
 pub mod hearing;
 mod joint;
 mod playout;
+mod say;
 pub mod speaking;
 
-pub use hearing::{Hear, HearEvent, Hearing};
-pub use speaking::{Say, SayEvent, Speech};
+pub use hear::{Hear, HearEvent};
+pub use hearing::Hearing;
+pub use say::{Say, SayEvent};
+pub use speaking::Speech;
 
 use crate::client::{ClientError, MeshClient, PeerRef};
 use crate::memory::Shared;

@@ -30,7 +30,7 @@ pub fn peer(server: &Server, addrs: &[SocketAddr], rtt: Duration) -> Arc<Peer> {
         hardware: Hardware::default(),
         engines: catalog.engines.clone(),
         models: catalog.models.clone(),
-        voices: Vec::new(),
+        voices: catalog.voices.clone(),
     };
     let now = clock::mono();
     let path = |&addr: &SocketAddr| Path {

@@ -15,8 +15,10 @@ use axum::extract::{Query, Request, State};
 use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use tokio::time::Sleep;
 use unamesh_client::speech::{Hear, HearEvent, Hearing};
+use unamesh_proto::timeouts::HTTP_DRAIN;
 
 /// What can be asked of a transcript, in the query.
 #[derive(Deserialize)]
@@ -68,6 +70,7 @@ pub(super) async fn transcribe(
         hearing: state.client.transcribe(query.into()),
         sound: Some(request.into_body().into_data_stream()),
         half: None,
+        over: None,
     };
     let lines = ndjson(exchange.map(|event| events::heard(&event)));
     Ok(stream_reply(
@@ -83,6 +86,36 @@ struct Exchange {
     sound: Option<BodyDataStream>,
     /// The first byte of a sample whose second has not come.
     half: Option<u8>,
+    /// Runs from the last event on.
+    over: Option<Pin<Box<Sleep>>>,
+}
+
+impl Exchange {
+    /// Reads the next piece of the sound, if there is one.
+    fn listen(&mut self, cx: &mut Context<'_>) {
+        let Some(sound) = &mut self.sound else {
+            return;
+        };
+        let Poll::Ready(piece) = sound.poll_next_unpin(cx) else {
+            return;
+        };
+        match piece {
+            Some(Ok(bytes)) => {
+                self.hearing.push(&samples(&mut self.half, &bytes));
+                // Then what it leads to, and then the next piece.
+                cx.waker().wake_by_ref();
+            }
+            // A caller that broke off in the middle did not mean that to be all.
+            Some(Err(_)) => {
+                self.sound = None;
+                self.hearing.cancel();
+            }
+            None => {
+                self.sound = None;
+                self.hearing.end();
+            }
+        }
+    }
 }
 
 impl Stream for Exchange {
@@ -90,27 +123,21 @@ impl Stream for Exchange {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<HearEvent>> {
         let this = &mut *self;
-        if let Some(sound) = &mut this.sound
-            && let Poll::Ready(piece) = sound.poll_next_unpin(cx)
+        this.listen(cx);
+        if this.over.is_none()
+            && let Some(event) = ready!(this.hearing.poll_next_unpin(cx))
         {
-            match piece {
-                Some(Ok(bytes)) => {
-                    this.hearing.push(&samples(&mut this.half, &bytes));
-                    // Then what it leads to, and then the next piece.
-                    cx.waker().wake_by_ref();
-                }
-                // A caller that broke off in the middle did not mean that to be all.
-                Some(Err(_)) => {
-                    this.sound = None;
-                    this.hearing.cancel();
-                }
-                None => {
-                    this.sound = None;
-                    this.hearing.end();
-                }
-            }
+            return Poll::Ready(Some(event));
         }
-        this.hearing.poll_next_unpin(cx)
+        // A connection that closes with sound unread is reset, and with it the events that the
+        // caller has not read: what is still sent is taken in for a moment.
+        let over = this
+            .over
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(HTTP_DRAIN)));
+        if this.sound.is_some() {
+            ready!(over.as_mut().poll(cx));
+        }
+        Poll::Ready(None)
     }
 }
 

@@ -353,11 +353,14 @@ impl Speaking {
 
     /// The engine is done with a chunk.
     fn whole(&mut self) -> Result<(), WireError> {
+        let first = self.track.is_first();
         let samples = self.track.finish().map_err(|e| failure(&self.picked, e))?;
         if samples == 0 {
             return Err(failure(&self.picked, "no sound came of a text with words"));
         }
-        if let Stage::Sounding(sounding) = &self.stage
+        // The first sound is what the ranking predicts, and others are to hear of each text once.
+        if first
+            && let Stage::Sounding(sounding) = &self.stage
             && let Some(sample) = sounding.meter.sample(samples.div_ceil(PACKET))
         {
             let engine = &self.picked.engine;

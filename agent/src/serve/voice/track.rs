@@ -58,6 +58,11 @@ impl Track {
         u16::try_from(self.encoder.pre_skip()).unwrap_or(u16::MAX)
     }
 
+    /// No chunk is whole yet.
+    pub fn is_first(&self) -> bool {
+        self.at == 0
+    }
+
     /// Packets that went.
     pub fn sent(&self) -> u32 {
         self.sent

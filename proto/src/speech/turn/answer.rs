@@ -5,7 +5,7 @@ use super::{Config, Generation};
 use crate::speech::speak::SAMPLES_PER_MS;
 use crate::speech::text::{Chunk, Splitter};
 use crate::time::Mono;
-use crate::timeouts::AUDIO_FRAME;
+use crate::timeouts::{AUDIO_FRAME, PLAYOUT};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -191,10 +191,13 @@ impl Answer {
 
     // ----- end --------------------------------------------------------------------------
 
-    /// When all that there will be was played, if all of it was handed out.
+    /// When all that there will be was played, if all of it was handed out. Whoever takes it
+    /// further ahead than a player does (a file) does not wait for an ear.
     pub(super) fn over(&self) -> Option<Mono> {
         let all = !self.aloud || self.playing == self.pieces.len();
-        (self.confirmed && self.thinking != Thinking::Running && all).then_some(self.dry)
+        let beyond = self.ahead.saturating_sub(PLAYOUT);
+        let over = self.confirmed && self.thinking != Thinking::Running && all;
+        over.then(|| self.dry - beyond)
     }
 
     /// What was played of it, in whole words, or all that was shown if it has no voice.
