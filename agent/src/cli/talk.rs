@@ -325,7 +325,7 @@ impl Talk<'_> {
             first.map(|first| format!("{} from the last word to the first sound", ms(first))),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
-        if self.live.is_seen() || self.args.verbose {
+        if self.live.is_seen() || self.args.verbose || self.answers.are_unnamed() {
             self.live
                 .note(&format!("{DIM}[{}]{DIM:#}", parts.join("; ")));
         }

@@ -14,6 +14,8 @@ enum Way {
     /// The file of the first turn, how many were written, and the one that is.
     Files {
         first: PathBuf,
+        /// Nobody gave that name.
+        unnamed: bool,
         turns: usize,
         now: Option<Box<Output>>,
     },
@@ -44,11 +46,12 @@ impl Answers {
     /// # Errors
     /// See [`Output::new`].
     pub fn new(context: &Context, path: Option<&Path>) -> Result<Self, CliError> {
-        let files = |first: PathBuf| {
+        let files = |first: PathBuf, unnamed: bool| {
             // Looked at now: after the first turn it would be late.
             Output::new(&first, None).map(|_| {
                 Answers(Way::Files {
                     first,
+                    unnamed,
                     turns: 0,
                     now: None,
                 })
@@ -62,10 +65,10 @@ impl Answers {
             Some(path) if path == Path::new("-") => {
                 Ok(Answers(Way::Stdout(Box::new(Output::new(path, None)?))))
             }
-            Some(path) => files(path.to_owned()),
+            Some(path) => files(path.to_owned(), false),
             None => match Speaker::open() {
                 Ok(speaker) => Ok(Answers(Way::Speaker(Box::new(speaker)))),
-                Err(_) => files(free_name(Path::new(""), "answer")),
+                Err(_) => files(free_name(Path::new(""), "answer"), true),
             },
         }
     }
@@ -73,6 +76,11 @@ impl Answers {
     /// Whether somebody listens along.
     pub fn are_played(&self) -> bool {
         !matches!(self.0, Way::Files { .. })
+    }
+
+    /// Whether they go into files whose names the user does not know yet.
+    pub fn are_unnamed(&self) -> bool {
+        matches!(self.0, Way::Files { unnamed: true, .. })
     }
 
     /// Whether standard output is theirs.
@@ -88,7 +96,9 @@ impl Answers {
         match &mut self.0 {
             Way::Stdout(output) => output.push(pcm),
             Way::Speaker(speaker) => speaker.push(pcm).await,
-            Way::Files { first, turns, now } => {
+            Way::Files {
+                first, turns, now, ..
+            } => {
                 let output = match now {
                     Some(output) => output,
                     None => {
