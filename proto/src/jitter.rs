@@ -22,10 +22,10 @@
 //! ([`Jitter::lost`] tells it once, as soon as a datagram behind its second copy is here). Its
 //! answer closes the gap like any late copy, and the target learns what that takes.
 //!
-//! **Two passes.** [`Jitter::pop`] is the live order, for engines that stream. Everything is kept
-//! until the utterance is dropped, late frames too: [`Jitter::missing`] tells what is still not
-//! here, and once [`Jitter::is_complete`] the final pass reads an undisturbed utterance with
-//! [`Jitter::frame`].
+//! **Two orders.** [`Jitter::pop`] is the live one, for voice detection, which must know now.
+//! Everything is kept until the utterance is dropped, late frames too: a recognizer reads the
+//! undisturbed utterance with [`Jitter::frame`], and waits where a frame is not here yet;
+//! [`Jitter::missing`] tells what that is.
 
 use crate::limits::{MAX_AUDIO_AHEAD, MAX_AUDIO_FRAME, MAX_UTTERANCE_BYTES, MAX_UTTERANCE_FRAMES};
 use crate::speech::uplink::DISTANCE;
@@ -46,7 +46,7 @@ pub enum Inserted {
     New,
     /// It was here already, and the first copy stays.
     Copy,
-    /// It was concealed meanwhile; it is kept for the final pass.
+    /// It was concealed meanwhile; it is kept for the recognizer.
     Late,
     /// Its number or its size is out of bounds; nothing was kept.
     Refused,
@@ -221,7 +221,7 @@ impl Jitter {
         }
     }
 
-    /// The frame of that number, if it is here: the final pass.
+    /// The frame of that number, if it is here: what a recognizer hears.
     pub fn frame(&self, sequence: u32) -> Option<&[u8]> {
         match *self.slots.get(sequence as usize)? {
             Slot::Missing(_) => None,
@@ -237,8 +237,8 @@ impl Jitter {
         self.slots.len() as u32
     }
 
-    /// The numbers of the frames that are not here, up to [`frames`](Self::frames): what the final
-    /// pass still needs.
+    /// The numbers of the frames that are not here, up to [`frames`](Self::frames): what a recognizer
+    /// still waits for.
     pub fn missing(&self) -> impl Iterator<Item = Range<u32>> + '_ {
         let missing = |slot: &Slot| matches!(slot, Slot::Missing(_));
         let runs = self.slots.chunk_by(move |a, b| missing(a) == missing(b));

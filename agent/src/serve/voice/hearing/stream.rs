@@ -12,6 +12,7 @@ use super::{Hearing, Mic};
 use bytes::Bytes;
 use std::future::{pending, poll_fn};
 use std::task::{Context, Poll};
+use unamesh_client::endpoint::CLOSE_NORMAL;
 use unamesh_client::framing::{ReadError, RecordReader};
 use unamesh_proto::timeouts;
 use unamesh_proto::wire::{
@@ -73,7 +74,7 @@ pub(in super::super::super) async fn hear(
                     () = service.leaving().stopped() => return client.reset(ErrorCode::Draining),
                 };
                 match written {
-                    Ok(()) if last => return delivered(service, client, reader).await,
+                    Ok(()) if last => return delivered(client, reader).await,
                     Ok(()) => batch.clear(),
                     Err(Gone::Stalled) => return client.reset(ErrorCode::Limit),
                     Err(_) => return client.cancel(),
@@ -97,14 +98,11 @@ pub(in super::super::super) async fn hear(
 }
 
 /// Waits until the end has arrived, or is of no use any more. The client may go on sending until
-/// it has: nobody reads that.
-async fn delivered(service: &Service, mut client: Client, mut reader: RecordReader) {
+/// it has: nobody reads that. An agent that stops waits too: its word that it does is the end.
+async fn delivered(mut client: Client, mut reader: RecordReader) {
     client.finish();
-    reader.stop(unamesh_client::endpoint::CLOSE_NORMAL);
-    tokio::select! {
-        _ = tokio::time::timeout(timeouts::FINISHED_GRACE, client.gone()) => {}
-        () = service.leaving().stopped() => {}
-    }
+    reader.stop(CLOSE_NORMAL);
+    drop(tokio::time::timeout(timeouts::FINISHED_GRACE, client.gone()).await);
 }
 
 /// Takes what `hearing` has ready. Pending while there is nothing; true with the last frame.
