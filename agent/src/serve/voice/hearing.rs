@@ -354,12 +354,14 @@ impl Hearing {
     /// said is none.
     fn at_the_edge(&mut self) {
         let silence = self.ear.silence();
-        if self.end.is_some() || silence < self.told + SPECULATE {
+        if self.end.is_some() || silence < SPECULATE {
             return;
         }
-        self.told = silence;
-        let ms = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
-        self.out.push_back(HearFrame::Silence(SilenceFor { ms }));
+        if silence >= self.told + SPECULATE {
+            self.told = silence;
+            let ms = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
+            self.out.push_back(HearFrame::Silence(SilenceFor { ms }));
+        }
         // Nobody would hear of it, or the end is as near.
         let vad = Duration::from_millis(self.request.vad_ms.into());
         if self.guessed || !(self.request.partials || vad > SPECULATE) {
