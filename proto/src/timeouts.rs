@@ -203,6 +203,12 @@ pub const PLAYOUT: Duration = Duration::from_millis(60);
 /// pauses within a sentence are mostly shorter, and the rest of the wait for the end hides most of
 /// its first token.
 pub const SPECULATE: Duration = Duration::from_millis(160);
+/// A recognizer that is known to answer within [`QUICK_RECOGNIZER`] is asked after so much silence
+/// already, so that its transcript is there at [`SPECULATE`]: many pauses between words are as long,
+/// and for a slow engine most of its work would be in vain.
+pub const SPECULATE_QUICK: Duration = Duration::from_millis(96);
+/// See [`SPECULATE_QUICK`].
+pub const QUICK_RECOGNIZER: Duration = Duration::from_millis(120);
 /// Silence after which an utterance is over, if the caller names none: pauses for thought are
 /// longer, but a conversation with longer ones feels slow.
 pub const END_SILENCE: Duration = Duration::from_millis(300);

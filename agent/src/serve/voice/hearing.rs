@@ -23,7 +23,8 @@
 //! left out: a recognizer makes up words for a minute of nothing.
 //!
 //! **Speculation.** In a pause of [`SPECULATE`] the engine is asked for what it has: most engines
-//! transcribe only when they are told that this was all. Its transcript goes out as a partial one.
+//! transcribe only when they are told that this was all. One that is known to be quick is asked
+//! sooner ([`SPECULATE_QUICK`]), so that its words are there when the pause is told. Its transcript goes out as a partial one.
 //! If speech goes on it is dropped, and the engine is given everything again; if the end comes
 //! first it is the final one, without a second call, provided that every frame since then was
 //! really heard to be silent. An engine that gives partial transcripts without being asked is not
@@ -66,7 +67,7 @@ use unamesh_client::transport::{HearLink, LinkError};
 use unamesh_proto::jitter::{Inserted, Jitter};
 use unamesh_proto::limits::{MAX_AUDIO_FRAME, MAX_UTTERANCE_FRAMES};
 use unamesh_proto::speech::uplink::Datagram;
-use unamesh_proto::timeouts::{NO_SOUND, REPAIR, SPECULATE};
+use unamesh_proto::timeouts::{NO_SOUND, REPAIR, SPECULATE, SPECULATE_QUICK};
 use unamesh_proto::wire::{
     Draining, ErrorCode, HearAccepted, HearFrame, HearRequest, Phase, Progress, SilenceFor,
     SpeechBegan, Transcript, WireError,
@@ -338,7 +339,11 @@ impl Hearing {
         if began {
             self.began.get_or_insert(frame);
             self.out.push_back(HearFrame::Began(SpeechBegan { frame }));
-            (self.told, self.guessed) = (Duration::ZERO, false);
+            self.told = Duration::ZERO;
+        }
+        // Also after a gap that was too short for a pause, of which nobody was told.
+        if began || (self.guessed && self.ear.silence().is_zero()) {
+            self.guessed = false;
             self.goes_on();
         }
         let limit = Duration::from_millis(self.request.vad_ms.into());
@@ -354,7 +359,7 @@ impl Hearing {
     /// said is none.
     fn at_the_edge(&mut self) {
         let silence = self.ear.silence();
-        if self.end.is_some() || silence < SPECULATE {
+        if self.end.is_some() {
             return;
         }
         if silence >= self.told + SPECULATE {
@@ -362,9 +367,13 @@ impl Hearing {
             let ms = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
             self.out.push_back(HearFrame::Silence(SilenceFor { ms }));
         }
+        let due = match self.is_quick() {
+            true => SPECULATE_QUICK,
+            false => SPECULATE,
+        };
         // Nobody would hear of it, or the end is as near.
         let vad = Duration::from_millis(self.request.vad_ms.into());
-        if self.guessed || !(self.request.partials || vad > SPECULATE) {
+        if silence < due || self.guessed || !(self.request.partials || vad > SPECULATE) {
             return;
         }
         match std::mem::replace(&mut self.work, Work::Idle) {

@@ -8,10 +8,11 @@ use crate::engine::hearing::{HearCall, HearEvent};
 use crate::engine::registry::{self, Picked, Sample};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::time::Instant;
 use unamesh_client::audio::opus::CodecError;
 use unamesh_proto::limits::{MAX_TRANSCRIPT, MAX_WORDS};
-use unamesh_proto::timeouts::{AUDIO_FRAME, PREROLL};
+use unamesh_proto::timeouts::{AUDIO_FRAME, PREROLL, QUICK_RECOGNIZER};
 use unamesh_proto::wire::{
     EngineKind, ErrorCode, HearFrame, Partial, Residency, Transcript, WireError, Word,
 };
@@ -276,6 +277,13 @@ impl Hearing {
             itl: None,
         };
         self.service.registry().observe(*index, &model.name, sample);
+    }
+
+    /// It was seen to transcribe within [`QUICK_RECOGNIZER`].
+    pub(super) fn is_quick(&self) -> bool {
+        let stats = self.picked.model.stats;
+        let typical = Duration::try_from_secs_f32(stats.ttft_ms / 1000.0);
+        stats.samples > 0 && typical.is_ok_and(|typical| typical <= QUICK_RECOGNIZER)
     }
 
     pub(super) fn is_cold(&self) -> bool {
