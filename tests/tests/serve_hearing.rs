@@ -2,7 +2,13 @@
 //! to an utterance on a bad path, at a bad client and at a bad engine. The engine is a double
 //! whose transcript tells of every sample.
 
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may panic"
+)]
 
 mod serve_support;
 
@@ -263,7 +269,7 @@ async fn a_bad_path_changes_no_word() {
         waits[waits.len() - 1],
     );
     let slipped: u32 = outcomes.iter().map(|(.., slipped)| slipped).sum();
-    if u64::from(slipped) * 100 > frames {
+    if share > 0.2 && u64::from(slipped) * 100 > frames {
         println!("the machine was too busy to tell: {slipped} frames were said late");
         return;
     }
