@@ -1,7 +1,7 @@
 //! Whether somebody speaks: `earshot`'s judgement of 16 ms at a time, made into begins and
 //! pauses.
 //!
-//! Measured on Piper's voice through our codec (`hearing_speech` in the tests), without noise and
+//! Measured once on Piper's voice through our codec (by hand; no test repeats it), without noise and
 //! with it down to 5 dB: a beginning is told 70 to 130 ms after the word began, and a pause is
 //! counted from 20 to 60 ms after the last one ended. A detector costs 0.06 % of a core.
 
