@@ -190,8 +190,8 @@ impl Key {
     const MODEL_BITS: u32 = 8;
     const PEER_BITS: u32 = 12;
     const PLACE_BITS: u32 = Self::MODEL_BITS + Self::PEER_BITS;
-    /// 25 days; the tier has the last three.
-    const TIME_BITS: u32 = 41;
+    /// 12 days; the tier has the last four.
+    const TIME_BITS: u32 = 40;
 
     fn new(tier: u8, total: Duration, peer: usize, model: usize) -> Self {
         const { assert!(MAX_MODELS <= 1 << Self::MODEL_BITS && MAX_PEERS <= 1 << Self::PEER_BITS) };
