@@ -58,6 +58,8 @@ pub struct Request {
     pub spliceable: bool,
     /// If nobody with the same model can continue it, a model of another name may.
     pub other_model: bool,
+    /// Who is to begin the answer, however it ranks, if it can; who goes on is ranked as ever.
+    pub first: Option<NodeId>,
 }
 
 impl Request {
@@ -73,6 +75,7 @@ impl Request {
             prompt_tokens: 0,
             spliceable: true,
             other_model: false,
+            first: None,
         }
     }
 

@@ -125,6 +125,12 @@ impl Generation {
         if self.request.other_model && broken {
             ranked.extend(self.shared.others(&need, clock::mono()));
         }
+        if let Some(first) = self.request.first
+            && self.session.delivered().is_empty()
+        {
+            // Stable: the others keep their order.
+            ranked.sort_by_key(|candidate| candidate.node != first);
+        }
         ranked
     }
 

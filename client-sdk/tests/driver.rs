@@ -439,6 +439,21 @@ async fn an_estimate_beyond_the_context_is_left_to_the_engine() {
     assert_eq!(node, id(1));
 }
 
+/// The caller names who is to begin: it is asked, and the others if it is not there.
+#[tokio::test]
+async fn who_is_wanted_first_begins_if_it_can() {
+    for (first, asked) in [(id(2), id(2)), (id(9), id(1))] {
+        let mut home = home();
+        let request = Request {
+            first: Some(first),
+            ..Request::chat("m", "[]")
+        };
+        let _generation = home.client.generate(request);
+        let (node, ..) = home.opened.try_recv().expect("somebody is asked");
+        assert_eq!(node, asked);
+    }
+}
+
 /// Nobody with the same model is left: another one goes on if the caller allowed it.
 #[tokio::test]
 async fn another_model_goes_on_only_if_allowed() {

@@ -160,3 +160,42 @@ async fn on_the_real_mesh_it_takes_two_yeses_and_leaves_nothing_behind() {
     cluster.chooses(0, &script.model, &[1, 2]).await;
     assert_eq!(answer(&cluster, &script).await, whole);
 }
+
+/// Whoever asks may have an engine of its own, which ranks first.
+#[tokio::test]
+async fn a_machine_that_ranks_behind_the_asking_one_is_drilled_all_the_same() {
+    let script = Script {
+        tokens: 60,
+        pace: Duration::from_millis(20),
+        ..Script::default()
+    };
+    let engines = [
+        ScriptEngine::start(script.clone()).await,
+        ScriptEngine::start(script.clone()).await,
+    ];
+    let mut cluster = Cluster::start(vec![
+        Setup::new("desk").engine(engines[0].addr),
+        Setup::new("tower").engine(engines[1].addr),
+    ])
+    .await;
+    let tower = &mut cluster.agents[1];
+    tower.terminate().await;
+    tower.set(&[("serve.drill", "true")]);
+    tower.start().await;
+    cluster.met().await;
+    cluster.chooses(0, &script.model, &[0, 1]).await;
+
+    let drill = ["drill", "--yes", "--trials", "1", "--case", "freeze,drain"];
+    let drill = [&drill[..], &["--peer", "tower"], &TOLERANCE].concat();
+    let report = cluster.agents[0].run(&drill).await.unwrap();
+    for case in ["freeze", "drain"] {
+        let shown = &report["cases"][case];
+        let played = (&shown["struck"], &shown["hit"], &shown["failed"]);
+        assert_eq!(played, (&json!(1), &json!(1), &json!(0)), "{case}: {shown}");
+    }
+    let refused = cluster.agents[1].run(&drill).await.unwrap_err();
+    assert!(
+        refused.contains("role agent") && refused.contains("only an admin"),
+        "{refused}"
+    );
+}

@@ -93,6 +93,11 @@ pub enum Command {
     /// Three agents, a question, and an answer that survives its machine
     Demo(DemoArgs),
     /// Fire drill: machines fail on purpose while they answer, and what is noticed of it is shown
+    #[command(
+        after_help = "On the real mesh it runs on an admin's machine (the one that ran `init`, or \
+                      one that joined by\n`invite --role admin`), and only machines whose owner set \
+                      `drill = true` under [serve] play a fault."
+    )]
     Drill(DrillArgs),
     /// Measure what the mesh costs, and how fast it heals
     Bench(BenchArgs),
@@ -241,8 +246,7 @@ pub struct DrillArgs {
     /// How often each case is played [default: 10; on the real mesh 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub trials: Option<u16>,
-    /// What happens to the machine that answers; if nothing is named all of it, on the real mesh
-    /// without drain
+    /// What happens to the machine that answers [default: all of these, one after the other]
     #[arg(long = "case", value_name = "CASE", value_enum, value_delimiter = ',')]
     pub cases: Vec<Case>,
     /// Answers at the same time
@@ -254,8 +258,8 @@ pub struct DrillArgs {
     /// On the real mesh: the model to ask [default: the first that is loaded]
     #[arg(long, conflicts_with = "local")]
     pub model: Option<String>,
-    /// On the real mesh: a machine that may be touched, by name or node id; may be repeated
-    /// [default: every one that serves the model]
+    /// On the real mesh: a machine that is to fail, by name or node id; may be repeated
+    /// [default: every one that serves the model]; they take turns
     #[arg(long = "peer", value_name = "NAME", conflicts_with = "local")]
     pub peers: Vec<String>,
     /// Multiplies the bars by this, for a machine that has other things to do: exit status 1 if

@@ -186,7 +186,12 @@ impl Chat<'_> {
                         printable(event.at("why").text())
                     ));
                 }
-                "peer_changed" if !out.json => out.note(&seam(&event)),
+                "peer_changed" if !out.json => {
+                    // Between the words on a terminal; elsewhere it is a line of its own.
+                    let inline = std::io::stdout().is_terminal() && std::io::stderr().is_terminal();
+                    let end = if inline { "" } else { "\n" };
+                    out.note(&format!("{}{end}", seam(&event)));
+                }
                 "done" => return Ok(()),
                 "failed" => return Err(self.failed(event.at("error"))),
                 _ => {}

@@ -8,15 +8,16 @@ use super::local::Local;
 use super::mesh::Mesh;
 use super::output::{BOLD, DIM, GOOD, Out, printable};
 use super::text::{Read, short};
-use crate::bench::stats::round;
 use crate::drill::real::RealStage;
 use crate::drill::{self, Case, DrillReport, Plan, Step};
 use crate::local_mesh::LocalError;
 use crate::starter;
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use unamesh_proto::wire::Role;
 
 /// Trials of each case where nothing says how many.
 const TRIALS_LOCAL: u16 = 10;
@@ -28,6 +29,8 @@ const BAR: usize = 24;
 pub(super) async fn run(context: &Context, args: DrillArgs) -> Result<(), CliError> {
     let out = context.out;
     let plan = plan(&args);
+    // What to look at if nobody was made to fail.
+    let mut look = Vec::new();
     let report = if args.local {
         let starter = if args.starter {
             let installed = starter::install(&starter::Quiet).await;
@@ -40,8 +43,12 @@ pub(super) async fn run(context: &Context, args: DrillArgs) -> Result<(), CliErr
         })
         .await?
     } else {
-        let mut stage = stage(context, &args).await?;
-        blocking(out, move |steps| drill::on(&mut stage, &plan, steps)).await?
+        let (mut stage, model) = stage(context, &args).await?;
+        look.push(context.command(&format!("why {}", printable(&model))));
+        look.push(context.command("peers"));
+        blocking(out, move |steps| drill::on(&mut stage, &plan, steps))
+            .await
+            .map_err(|error| leave_out(context, error))?
     };
     if out.json {
         out.value(&report.json())?;
@@ -49,7 +56,11 @@ pub(super) async fn run(context: &Context, args: DrillArgs) -> Result<(), CliErr
         out.print(&report.table(&out))?;
     }
     match report.trouble() {
-        Some(trouble) => Err(CliError::new("drill", trouble)),
+        Some(trouble) => {
+            let error = CliError::new("drill", trouble);
+            let look = look.into_iter().filter(|_| report.idle().is_some());
+            Err(look.fold(error, CliError::next))
+        }
         None if out.json => Ok(()),
         None => out.line(&format!(
             "{GOOD}Nothing was lost, and every bar is met.{GOOD:#}"
@@ -124,18 +135,38 @@ fn show(out: Out, step: &Step<'_>) {
         }
         Step::Trial { .. } => {}
         Step::Case(_) if live => out.note("\r\x1b[2K"),
-        Step::Case(case) => out.note(&format!(
-            "{}: {} trials, gap beyond the backup's first token p95 {} ms\n",
-            case.case.name(),
-            case.trials.len(),
-            round(case.beyond().percentile(0.95)),
-        )),
+        Step::Case(case) => out.note(&format!("{}\n", case.summary())),
     }
 }
 
-/// The real mesh: which machines may be touched is asked before anything happens.
-async fn stage(context: &Context, args: &DrillArgs) -> Result<RealStage, CliError> {
+/// A machine refused, or did not come back: the way to go on without it.
+fn leave_out(context: &Context, error: CliError) -> CliError {
+    if error.silent {
+        return error;
+    }
+    error.next(context.command("drill --peer NAME"))
+}
+
+/// Only administrators may have others fail.
+fn may_drill(context: &Context, status: &Value) -> Result<(), CliError> {
+    let (name, role) = (status.at("name").text(), status.at("role").text());
+    if role == Role::Admin.name() {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is a member with the role {}, and only an admin may have other machines fail: run it \
+         on the machine that ran `init`, or on one that joined by `invite --role admin`",
+        printable(name),
+        printable(role)
+    );
+    Err(CliError::new("forbidden", message).next(context.command("drill --local")))
+}
+
+/// The real mesh, and the model that is asked: which machines may be touched is asked before
+/// anything happens.
+async fn stage(context: &Context, args: &DrillArgs) -> Result<(RealStage, String), CliError> {
     let local = Local::find(context)?;
+    may_drill(context, &local.get("status").await?)?;
     let (me, door) = (local.info.node.clone(), local.door());
     let mesh = Mesh::Agent(Box::new(local));
     let model = match &args.model {
@@ -161,16 +192,14 @@ async fn stage(context: &Context, args: &DrillArgs) -> Result<RealStage, CliErro
             .next(context.command("drill --local")));
     }
     let chosen = choose(&others, &args.peers)?;
-    if !args.yes {
-        confirm(context, &chosen).await?;
-    }
-    let allowed: BTreeSet<String> = chosen.iter().map(|(node, _)| (*node).to_owned()).collect();
-    Ok(RealStage::new(
-        door,
-        &model,
-        usize::from(args.tokens),
-        allowed,
-    ))
+    let chosen = if args.yes {
+        chosen
+    } else {
+        confirm(context, chosen).await?
+    };
+    let allowed = chosen.iter().map(|(node, _)| (*node).to_owned()).collect();
+    let stage = RealStage::new(door, &model, usize::from(args.tokens), allowed);
+    Ok((stage, model))
 }
 
 /// Those of `others` that `wanted` names; all of them, if it names none.
@@ -197,8 +226,12 @@ fn choose<'a>(
     Ok(others.iter().filter(named).copied().collect())
 }
 
-/// Asks before other machines are touched; where nobody can be asked, refuses.
-async fn confirm(context: &Context, chosen: &[(&str, &str)]) -> Result<(), CliError> {
+/// Asks before other machines are touched: those for which the answer is yes. Where nobody can
+/// be asked, refuses.
+async fn confirm<'a>(
+    context: &Context,
+    chosen: Vec<(&'a str, &'a str)>,
+) -> Result<Vec<(&'a str, &'a str)>, CliError> {
     if !std::io::stdin().is_terminal() || context.out.json {
         let names: Vec<&str> = chosen.iter().map(|(_, name)| *name).collect();
         let message = format!(
@@ -209,6 +242,7 @@ async fn confirm(context: &Context, chosen: &[(&str, &str)]) -> Result<(), CliEr
         let next = context.command("drill --yes");
         return Err(CliError::new("needs_yes", message).next(next));
     }
+    let mut kept = Vec::new();
     for (node, name) in chosen {
         context.out.note(&format!(
             "Have {BOLD}{}{BOLD:#} ({}) fail on purpose, a few seconds at a time? [y/N] ",
@@ -216,14 +250,15 @@ async fn confirm(context: &Context, chosen: &[(&str, &str)]) -> Result<(), CliEr
             short(node),
         ));
         let answer = read_line().await?.unwrap_or_default();
-        if !matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
-            let message = format!("{} is left alone, and the drill with it", printable(name));
-            return Err(
-                CliError::new("declined", message).next(context.command("drill --peer NAME"))
-            );
+        if matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
+            kept.push((node, name));
         }
     }
-    Ok(())
+    if kept.is_empty() {
+        let message = "every machine is left alone: there is nothing to drill";
+        return Err(CliError::new("declined", message).next(context.command("drill --local")));
+    }
+    Ok(kept)
 }
 
 #[cfg(test)]

@@ -4,10 +4,13 @@ use super::context::Context;
 use super::error::CliError;
 use super::local::Local;
 use super::output::{BAD, DIM, GOOD, PLAIN, WARN, printable};
-use super::text::{Read, ms, short};
+use super::text::{Read, count, ms, short, span};
 use anstyle::Style;
 use serde_json::Value;
 use std::fmt::Write as _;
+
+/// From here on a time is given in whole minutes, hours or days.
+const EXACT_MS: f64 = 120_000.0;
 
 pub(super) async fn run(context: &Context) -> Result<(), CliError> {
     let local = Local::find(context)?;
@@ -30,7 +33,7 @@ pub(super) async fn run(context: &Context) -> Result<(), CliError> {
     }
 }
 
-/// `09:15:02.417Z  suspect         1f0c2a77  tower: it fell silent, 152 ms`.
+/// `09:15:02.417Z  suspect         1f0c2a77  tower: its engine stalled, silent for 152 ms`.
 fn line(event: &Value) -> String {
     let name = event.at("event").text();
     let style = style(event);
@@ -70,10 +73,11 @@ fn style(event: &Value) -> Style {
 fn what(event: &Value) -> String {
     let text = |key: &str| printable(event.at(key).text());
     let name = |key: &str| printable(event.at(key).at("name").text());
-    let time = |key: &str| ms(event.at(key).float().unwrap_or_default());
+    let time = |key: &str| time(event.at(key).float().unwrap_or_default());
+    let machine = || format!("{} ({})", text("name"), short(event.at("node").text()));
     match event.at("event").text() {
         "suspect" => format!(
-            "{}: {}, {}",
+            "{}: {}, silent for {}",
             name("peer"),
             text("reason"),
             time("silent_ms")
@@ -128,16 +132,88 @@ fn what(event: &Value) -> String {
         "peer_down" => {
             let peers = event.at("confirmed_by").as_array().into_iter().flatten();
             let names: Vec<String> = peers.map(|p| printable(p.at("name").text())).collect();
-            let cause = text("cause").replace('_', " ");
-            let silent = time("silent_ms");
-            format!(
-                "{}: silent for {silent}, {cause} {}",
-                text("name"),
-                names.join(", ")
-            )
+            let (silent, cause) = (time("silent_ms"), text("cause").replace('_', " "));
+            let mut line = format!("{}: silent for {silent}, {cause}", machine());
+            if !names.is_empty() {
+                let _ = write!(line, " by {}", names.join(", "));
+            }
+            line
+        }
+        "peer_joined" | "peer_left" | "peer_forgotten" | "twin_key" => machine(),
+        "peer_suspect" => format!("{}: silent for {}", machine(), time("silent_ms")),
+        "peer_vouched" => format!("{}: {} reaches it", machine(), name("by")),
+        "peer_back" => format!("{}: it was silent for {}", machine(), time("after_ms")),
+        "cut_off" => format!(
+            "all peers ({}) fell silent together",
+            event.at("peers").number()
+        ),
+        "online" => format!("after {}", time("after_ms")),
+        "engines" => engines(event),
+        "invited" => format!("as {}, {}", text("role"), counted(event, "uses", "use")),
+        "draining" => draining(event),
+        "sleeping" => counted(event, "active", "answer") + " under way",
+        "woke" => {
+            let by = text("noticed_by").replace('_', " ");
+            format!("it slept for {}, noticed by {by}", time("slept_ms"))
         }
         "lagged" => format!("{} events were missed", event.at("missed").number()),
         _ => others(event),
+    }
+}
+
+/// `signal: 0 answers under way; it leaves within 5.00 s`.
+fn draining(event: &Value) -> String {
+    let (why, active) = (event.at("why").text(), counted(event, "active", "answer"));
+    let mut line = format!("{}: {active} under way", printable(why));
+    let limit = event.at("deadline_ms").float().map(time);
+    match (event.at("returns").as_bool(), limit) {
+        (Some(true), Some(limit)) => {
+            let _ = write!(line, "; it returns within {limit}");
+        }
+        (Some(true), None) => line.push_str("; it returns"),
+        (_, Some(limit)) => {
+            let _ = write!(line, "; it leaves within {limit}");
+        }
+        (_, None) => {}
+    }
+    line
+}
+
+/// `llama up, piper down; models: qwen, amy`.
+fn engines(event: &Value) -> String {
+    let health = |e: &Value| format!("{} {}", e.at("name").text(), e.at("health").text());
+    let engines: Vec<String> = event.at("engines").items().iter().map(health).collect();
+    let models = event.at("models").items().iter().map(|model| model.text());
+    let models: Vec<&str> = models.collect();
+    let or_none = |list: String| {
+        if list.is_empty() {
+            "none".to_owned()
+        } else {
+            list
+        }
+    };
+    printable(&format!(
+        "{}; models: {}",
+        or_none(engines.join(", ")),
+        or_none(models.join(", "))
+    ))
+}
+
+/// The number in `key`, with its unit.
+fn counted(event: &Value, key: &str, thing: &str) -> String {
+    count(
+        usize::try_from(event.at(key).number()).unwrap_or(usize::MAX),
+        thing,
+    )
+}
+
+/// Milliseconds: exactly while they are few.
+fn time(milliseconds: f64) -> String {
+    if milliseconds < EXACT_MS {
+        ms(milliseconds)
+    } else {
+        // `as` saturates.
+        span(milliseconds as u64)
     }
 }
 
@@ -168,13 +244,58 @@ mod tests {
         let event = json!({
             "event": "suspect", "at_ms": 33_302_417, "request": "1f0c2a77",
             "peer": {"node": "abc", "name": "tower"}, "cause": "silence",
-            "reason": "it fell silent", "silent_ms": 152.3,
+            "reason": "its engine stalled", "silent_ms": 152.3,
         });
         let plain = anstream::adapter::strip_str(&line(&event)).to_string();
         assert_eq!(
             plain,
-            "09:15:02.417Z  suspect         1f0c2a77  tower: it fell silent, 152 ms"
+            "09:15:02.417Z  suspect         1f0c2a77  tower: its engine stalled, silent for 152 ms"
         );
+    }
+
+    #[test]
+    fn events_of_machines_read_alike() {
+        let desk = json!({"node": "x", "name": "desk"});
+        let lines = [
+            (json!({"event": "peer_joined"}), "tower (abcdefgh)"),
+            (
+                json!({"event": "peer_suspect", "silent_ms": 1500}),
+                "tower (abcdefgh): silent for 1.50 s",
+            ),
+            (
+                json!({"event": "peer_vouched", "by": desk}),
+                "tower (abcdefgh): desk reaches it",
+            ),
+            (
+                json!({"event": "peer_down", "silent_ms": 2800, "cause": "confirmed",
+                       "confirmed_by": [{"name": "laptop"}, desk]}),
+                "tower (abcdefgh): silent for 2.80 s, confirmed by laptop, desk",
+            ),
+            (
+                json!({"event": "peer_down", "silent_ms": 2800, "cause": "nobody_to_ask",
+                       "confirmed_by": []}),
+                "tower (abcdefgh): silent for 2.80 s, nobody to ask",
+            ),
+            (
+                json!({"event": "peer_back", "after_ms": 300_000}),
+                "tower (abcdefgh): it was silent for 5 min",
+            ),
+            (
+                json!({"event": "engines", "models": [],
+                       "engines": [{"name": "llama", "health": "up"}]}),
+                "llama up; models: none",
+            ),
+            (
+                json!({"event": "draining", "why": "signal", "deadline_ms": 4999,
+                       "returns": false, "active": 1}),
+                "signal: 1 answer under way; it leaves within 5.00 s",
+            ),
+        ];
+        for (mut event, expected) in lines {
+            event["name"] = "tower".into();
+            event["node"] = "abcdefghijk".into();
+            assert_eq!(what(&event), expected);
+        }
     }
 
     #[test]

@@ -206,10 +206,12 @@ impl Table {
         if out.rich {
             table.set_style(TableComponent::HeaderLines, '─');
             table.set_style(TableComponent::MiddleHeaderIntersections, '─');
-            table.set_content_arrangement(ContentArrangement::Dynamic);
-        } else {
-            table.set_content_arrangement(ContentArrangement::Disabled);
         }
+        table.set_content_arrangement(if wraps(out.rich, table.width()) {
+            ContentArrangement::Dynamic
+        } else {
+            ContentArrangement::Disabled
+        });
         match out.stdout_color {
             ColorChoice::Never => table.force_no_tty(),
             _ => table.enforce_styling(),
@@ -244,6 +246,11 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
+/// Whether lines are wrapped: a terminal that does not know its width says 0.
+fn wraps(rich: bool, width: Option<u16>) -> bool {
+    rich && width != Some(0)
+}
+
 /// A peer's name must not break the table, or talk to the terminal.
 fn one_line(text: &str) -> String {
     text.chars()
@@ -261,5 +268,16 @@ fn styled(text: &str, style: Style) -> comfy_table::Cell {
         DIM => cell.add_attribute(Attribute::Dim),
         BOLD => cell.add_attribute(Attribute::Bold),
         _ => cell,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_wrapped_only_to_a_width_that_is_known() {
+        assert!(wraps(true, Some(80)));
+        assert!(!wraps(true, Some(0)) && !wraps(false, Some(80)));
     }
 }

@@ -26,7 +26,7 @@ pub struct Piece {
     pub text: String,
     /// Its tokens.
     pub tokens: u32,
-    /// From the second agent.
+    /// From after the kill.
     pub after_seam: bool,
 }
 
@@ -52,6 +52,8 @@ pub struct Change {
 pub struct Answer {
     /// In the order in which they came.
     pub pieces: Vec<Piece>,
+    /// Who gave it, one after the other, and how many tokens each.
+    pub shares: Vec<(String, u32)>,
     /// The change of the agent by the kill.
     pub change: Option<Change>,
     /// Other changes: on a machine that is busy otherwise, an agent may fall silent unkilled.
@@ -70,6 +72,25 @@ impl Answer {
     /// Tokens.
     pub fn tokens(&self) -> u32 {
         self.pieces.iter().map(|piece| piece.tokens).sum()
+    }
+
+    /// Takes the next piece, which comes from the agent `name`.
+    pub fn push(&mut self, name: &str, piece: Piece) {
+        match self.shares.last_mut() {
+            Some((last, tokens)) if last == name => *tokens += piece.tokens,
+            _ => self.shares.push((name.to_owned(), piece.tokens)),
+        }
+        self.pieces.push(piece);
+    }
+
+    /// `14 tokens from desk, 82 from tower`.
+    pub fn credit(&self) -> String {
+        let share = |(at, (name, tokens)): (usize, &(String, u32))| {
+            let unit = if at == 0 { " tokens" } else { "" };
+            format!("{tokens}{unit} from {name}")
+        };
+        let shares: Vec<String> = self.shares.iter().enumerate().map(share).collect();
+        shares.join(", ")
     }
 
     /// Tokens before and after the change.
@@ -123,12 +144,13 @@ impl<'a> Asker<'a> {
                 } => {
                     let after_seam = answer.change.is_some();
                     show.piece(&text, after_seam)?;
-                    answer.pieces.push(Piece {
+                    let piece = Piece {
                         index,
                         text,
                         tokens,
                         after_seam,
-                    });
+                    };
+                    answer.push(&answering, piece);
                     if !killed && kill.is_some_and(|kill| answer.tokens() >= kill.after_tokens) {
                         killed = true;
                         self.mesh.kill(&answering);
@@ -169,5 +191,30 @@ impl<'a> Asker<'a> {
             }
         }
         Ok(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_agent_is_credited_with_its_own_tokens() {
+        let mut answer = Answer::default();
+        let from = ["desk", "desk", "tower", "laptop", "laptop"];
+        for (index, name) in (0..).zip(from) {
+            let piece = Piece {
+                index,
+                text: "x".into(),
+                tokens: 2,
+                after_seam: index > 1,
+            };
+            answer.push(name, piece);
+        }
+        assert_eq!(
+            answer.credit(),
+            "4 tokens from desk, 2 from tower, 4 from laptop"
+        );
+        assert_eq!(answer.sides(), (4, 6));
     }
 }

@@ -328,6 +328,7 @@ mod tests {
         };
         Answer {
             pieces: (0..tokens).map(piece).collect(),
+            shares: Vec::new(),
             change: interrupted.then_some(change),
             other_changes: 0,
         }

@@ -138,12 +138,9 @@ impl Show {
         let Some(change) = &answer.change else {
             return Ok(());
         };
-        let (before, after) = answer.sides();
         self.print(&format!(
-            "{DIM}{before} tokens from {}, {after} from {}; gap {}, of which {} is {}'s own time to \
-             its first token; seam {}{DIM:#}\n",
-            change.from,
-            change.to,
+            "{DIM}{}; gap {}, of which {} is {}'s own time to its first token; seam {}{DIM:#}\n",
+            answer.credit(),
             in_ms(change.gap),
             in_ms(change.backup_ttft),
             change.to,

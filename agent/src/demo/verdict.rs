@@ -63,6 +63,7 @@ impl Run {
             "kill_at": self.kill_at,
             "tokens_before": before,
             "tokens_after": after,
+            "tokens_from": self.answer.shares,
             "tokens_reference": self.reference,
             "tokens_lost": self.lost,
             "tokens_doubled": self.doubled,
@@ -222,6 +223,7 @@ mod tests {
         };
         Answer {
             pieces: pieces.iter().map(piece).collect(),
+            shares: Vec::new(),
             change: Some(change),
             other_changes: 0,
         }

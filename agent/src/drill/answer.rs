@@ -7,6 +7,17 @@ use serde_json::Value;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+/// What is asked, and where.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The agent that is asked.
+    pub door: Door,
+    /// The request.
+    pub body: Value,
+    /// The node that is to begin the answer, if it can; else whoever ranks first.
+    pub first: Option<String>,
+}
+
 /// The fault that comes while answers run. Shared by them.
 #[derive(Debug, Default)]
 pub struct Fault {
@@ -32,6 +43,8 @@ pub struct Heal {
 /// What came of one answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {
+    /// The name of the agent that began it; empty: none did.
+    pub began: String,
     /// All of it.
     pub text: String,
     /// Its agent was the one that failed.
@@ -55,16 +68,11 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Asks `door` and reads the answer to its end; `watch` sees the number of tokens and the
-    /// node after each.
-    pub fn read(
-        door: &Door,
-        request: &Value,
-        fault: &Fault,
-        mut watch: impl FnMut(usize, &str),
-    ) -> Answer {
+    /// Asks and reads the answer to its end; `watch` sees the number of tokens and the node
+    /// after each.
+    pub fn read(question: &Question, fault: &Fault, mut watch: impl FnMut(usize, &str)) -> Answer {
         let mut seen = Seen::new();
-        if let Err(error) = seen.read(door, request, fault, &mut watch) {
+        if let Err(error) = seen.read(question, fault, &mut watch) {
             seen.answer.failed = Some(error.to_string());
         }
         seen.judge(fault)
@@ -115,12 +123,11 @@ impl Seen {
 
     fn read(
         &mut self,
-        door: &Door,
-        request: &Value,
+        question: &Question,
         fault: &Fault,
         watch: &mut impl FnMut(usize, &str),
     ) -> Result<(), LocalError> {
-        let mut events = Events::start(door, request)?;
+        let mut events = Events::start(question)?;
         while !self.event(&events.next()?, fault, watch)? {}
         Ok(())
     }
@@ -133,7 +140,10 @@ impl Seen {
         watch: &mut impl FnMut(usize, &str),
     ) -> Result<bool, LocalError> {
         match event["event"].as_str().unwrap_or_default() {
-            "started" => self.node = text(&event["peer"], "node"),
+            "started" => {
+                self.node = text(&event["peer"], "node");
+                self.answer.began = text(&event["peer"], "name");
+            }
             "token" => {
                 self.token(event, fault);
                 watch(self.tokens, &self.node);
@@ -203,11 +213,14 @@ struct Events {
 }
 
 impl Events {
-    fn start(door: &Door, body: &Value) -> Result<Self, LocalError> {
+    fn start(question: &Question) -> Result<Self, LocalError> {
+        let Question { door, body, first } = question;
         let what = "generate";
         let mut connection = Connection::open(door.gateway).map_err(LocalError::during(what))?;
-        let (target, token) = ("/unamesh/v1/generate", Some(door.token.as_str()));
-        let request = http::request(door.gateway, target, token, Some(&body.to_string()));
+        let first = first.as_ref().map(|node| format!("?first={node}"));
+        let target = format!("/unamesh/v1/generate{}", first.unwrap_or_default());
+        let (token, body) = (Some(door.token.as_str()), body.to_string());
+        let request = http::request(door.gateway, &target, token, Some(&body));
         match connection
             .send(&request)
             .map_err(LocalError::during(what))?

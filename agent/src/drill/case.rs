@@ -30,6 +30,17 @@ impl Case {
         }
     }
 
+    /// What the machine is to do, after `made to`.
+    pub const fn verb(self) -> &'static str {
+        match self {
+            Case::Kill => "die",
+            Case::Freeze => "freeze",
+            Case::Cut => "lose its cable",
+            Case::Hang => "hang",
+            Case::Drain => "leave",
+        }
+    }
+
     /// The most that the gap's 95th percentile may exceed the backup's own first token, in
     /// milliseconds. A drained agent has another bar: see [`super::report::CaseReport`].
     pub const fn bar_ms(self) -> Option<f64> {

@@ -132,7 +132,7 @@ fn total(
     let first = stage.ranked()?.into_iter().next();
     let first = first.ok_or_else(|| LocalError::new("frozen", "no peer"))?;
     let midway = scenario.fault.is_some_and(|(_, when)| when == When::Midway);
-    let (door, request) = (stage.door()?, stage.request().clone());
+    let question = stage.question()?;
     let expected = stage.expected().unwrap_or_default().to_owned();
     let (next, wrong) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let (reached, due) = mpsc::channel::<String>();
@@ -150,7 +150,7 @@ fn total(
                     if at >= args.requests {
                         return;
                     }
-                    let mut answer = Answer::read(&door, &request, &fault, |tokens, node| {
+                    let mut answer = Answer::read(&question, &fault, |tokens, node| {
                         if at >= args.requests / 2
                             && tokens >= args.tokens / 2
                             && let Ok(mut reached) = reached.lock()

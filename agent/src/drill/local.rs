@@ -4,11 +4,10 @@
 //! Nothing needs root: a cable is cut in the relay between the agents
 //! ([`crate::local_mesh::relay`]), the rest are signals to processes of our own.
 
-use super::answer::{Answer, Fault};
+use super::answer::{Answer, Fault, Question};
 use super::case::Case;
 use super::trial::Stage;
 use crate::bench::engine;
-use crate::local_mesh::agent::Door;
 use crate::local_mesh::process::{self, Signal, TestEngine, until};
 use crate::local_mesh::{Agent, LocalError, Mesh, Setup};
 use crate::starter::{self, Starter};
@@ -116,8 +115,16 @@ impl LocalStage {
         first.ok_or_else(|| LocalError::new("drill", "no agent"))
     }
 
+    fn asked(&self) -> Result<Question, LocalError> {
+        Ok(Question {
+            door: self.first()?.door(),
+            body: self.request.clone(),
+            first: None,
+        })
+    }
+
     fn uninterrupted(&self) -> Result<String, LocalError> {
-        let answer = Answer::read(&self.door()?, &self.request, &Fault::default(), |_, _| {});
+        let answer = Answer::read(&self.asked()?, &Fault::default(), |_, _| {});
         match answer.failed {
             Some(why) => Err(LocalError::new("the answer to compare with", why)),
             None => Ok(answer.text),
@@ -155,12 +162,8 @@ impl LocalStage {
 }
 
 impl Stage for LocalStage {
-    fn door(&self) -> Result<Door, LocalError> {
-        Ok(self.first()?.door())
-    }
-
-    fn request(&self) -> &Value {
-        &self.request
+    fn question(&mut self) -> Result<Question, LocalError> {
+        self.asked()
     }
 
     fn expected(&self) -> Option<&str> {

@@ -3,15 +3,16 @@
 //! The agent of this machine asks the one that answers, over an administration stream, to
 //! fail for a few seconds ([`unamesh_proto::wire::Drill`]). It ends by itself, whatever
 //! becomes of us. A machine is only touched if its owner allows it (`serve.drill`) and whoever
-//! runs the drill said yes to it; an answer that comes from another one passes untouched.
+//! runs the drill said yes to it. Those take turns: each is asked to begin the answers of a
+//! trial, whoever would rank first. Answers that another one begins nonetheless pass untouched.
 
+use super::answer::Question;
 use super::case::Case;
 use super::trial::Stage;
 use crate::local_mesh::LocalError;
 use crate::local_mesh::agent::Door;
 use crate::local_mesh::process::until;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// So long a peer plays dead: longer than any bound on silence, and than what a slow engine
@@ -25,7 +26,9 @@ pub struct RealStage {
     door: Door,
     request: Value,
     /// Node ids.
-    allowed: BTreeSet<String>,
+    allowed: Vec<String>,
+    /// Trials so far.
+    turns: usize,
     /// Who plays, and until when.
     playing: Option<(String, Instant)>,
 }
@@ -33,7 +36,7 @@ pub struct RealStage {
 impl RealStage {
     /// Asks the agent at `door` for answers of `model` in `tokens` tokens; `allowed`: the
     /// node ids that may be touched.
-    pub fn new(door: Door, model: &str, tokens: usize, allowed: BTreeSet<String>) -> Self {
+    pub fn new(door: Door, model: &str, tokens: usize, allowed: Vec<String>) -> Self {
         let request = json!({
             "model": model,
             "messages": [{"role": "user", "content": "Tell me about the sea and foxes."}],
@@ -44,18 +47,21 @@ impl RealStage {
             door,
             request,
             allowed,
+            turns: 0,
             playing: None,
         }
     }
 }
 
 impl Stage for RealStage {
-    fn door(&self) -> Result<Door, LocalError> {
-        Ok(self.door.clone())
-    }
-
-    fn request(&self) -> &Value {
-        &self.request
+    fn question(&mut self) -> Result<Question, LocalError> {
+        let turn = self.turns.checked_rem(self.allowed.len());
+        self.turns += 1;
+        Ok(Question {
+            door: self.door.clone(),
+            body: self.request.clone(),
+            first: turn.and_then(|turn| self.allowed.get(turn).cloned()),
+        })
     }
 
     fn expected(&self) -> Option<&str> {
@@ -63,7 +69,7 @@ impl Stage for RealStage {
     }
 
     fn strike(&mut self, case: Case, node: &str) -> Result<bool, LocalError> {
-        if !self.allowed.contains(node) {
+        if !self.allowed.iter().any(|allowed| allowed == node) {
             return Ok(false);
         }
         let asked = json!({"node": node, "fault": case.name(), "for_ms": PLAYS.as_millis() as u64});
@@ -84,5 +90,24 @@ impl Stage for RealStage {
             let back = peer.is_some_and(|p| p["liveness"] == "alive" && p["state"] == "up");
             Ok(back.then_some(()))
         })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_may_be_touched_take_turns_and_nobody_else_is() {
+        let door = Door {
+            gateway: ([127, 0, 0, 1], 0).into(),
+            token: String::new(),
+        };
+        let allowed = vec!["a".to_owned(), "b".to_owned()];
+        let mut stage = RealStage::new(door, "m", 40, allowed);
+        let mut first = || stage.question().unwrap().first.unwrap();
+        assert_eq!([first(), first(), first()], ["a", "b", "a"]);
+        assert_eq!(stage.strike(Case::Kill, "c"), Ok(false));
     }
 }

@@ -5,9 +5,10 @@
 use super::case::Case;
 use super::trial::Trial;
 use crate::bench::stats::{Samples, ms, round};
-use crate::cli::output::{BAD, Cell, GOOD, Out, PLAIN, Table, WARN, cell};
+use crate::cli::output::{BAD, Cell, GOOD, Out, PLAIN, Table, WARN, cell, printable};
 use anstyle::Style;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 /// The most of a backup's first token, in milliseconds, that is the mesh's own doing and not its
@@ -87,6 +88,21 @@ impl CaseReport {
                 None => ms(answer.largest),
             })
             .collect()
+    }
+
+    /// The 95th percentile that is judged, in words: of the gap beyond the backup's first token,
+    /// or, of a drained agent, of the largest gap.
+    pub fn summary(&self) -> String {
+        let (what, seen) = match self.case.bar_ms() {
+            Some(_) => ("gap beyond the backup's first token", self.beyond()),
+            None => ("largest gap", self.largest()),
+        };
+        let p95 = seen.percentile(0.95);
+        let (case, trials) = (self.case.name(), self.trials.len());
+        if p95.is_nan() {
+            return format!("{case}: {trials} trials, no answer was interrupted");
+        }
+        format!("{case}: {trials} trials, {what} p95 {p95:.0} ms")
     }
 
     /// The longest time between two tokens in each answer that was hit.
@@ -230,16 +246,29 @@ impl DrillReport {
         ];
         let found = counts.iter().filter(|(count, _)| *count > 0);
         let mut found: Vec<String> = found.map(|(n, what)| format!("{n} {what}")).collect();
-        let idle = |case: &&CaseReport| !case.trials.iter().any(|trial| trial.struck);
-        found.extend(self.cases.iter().filter(idle).map(|case| {
-            format!(
-                "no answer came from a machine that may {}",
-                case.case.name()
-            )
-        }));
+        found.extend(self.idle());
         let usual = self.usual();
         found.extend(self.cases.iter().flat_map(|case| self.missed(case, &usual)));
         (!found.is_empty()).then(|| found.join(", "))
+    }
+
+    /// In which cases nobody was made to fail, and why, in words; `None`: in none.
+    pub fn idle(&self) -> Option<String> {
+        let idle = |case: &&CaseReport| !case.trials.iter().any(|trial| trial.struck);
+        let idle: Vec<&CaseReport> = self.cases.iter().filter(idle).collect();
+        let trials = || idle.iter().flat_map(|case| &case.trials);
+        let others: BTreeSet<&str> = trials().filter_map(|t| t.instead.as_deref()).collect();
+        let why = if !others.is_empty() {
+            let others: Vec<String> = others.into_iter().map(printable).collect();
+            let others = others.join(" and ");
+            format!("{others} answered instead, which this drill may not touch")
+        } else if trials().any(|t| t.answers.iter().any(|answer| answer.failed.is_none())) {
+            "the answers ended before it was their turn to be interrupted".to_owned()
+        } else {
+            "no answer came".to_owned()
+        };
+        let verbs: Vec<&str> = idle.iter().map(|case| case.case.verb()).collect();
+        (!verbs.is_empty()).then(|| format!("no machine was made to {}: {why}", verbs.join(" or ")))
     }
 
     /// For people, in 80 columns.
@@ -345,6 +374,7 @@ mod tests {
     fn report(case: Case, answers: Vec<Answer>) -> DrillReport {
         let trial = Trial {
             struck: true,
+            instead: None,
             answers,
         };
         DrillReport {
@@ -398,7 +428,32 @@ mod tests {
         );
         let mut untouched = report(Case::Cut, vec![answer(400, 30)]);
         untouched.cases[0].trials[0].struck = false;
-        assert!(untouched.trouble().is_some());
+        assert!(untouched.trouble().unwrap().contains("ended before"));
+        untouched.cases[0].trials[0].instead = Some("desk".into());
+        assert_eq!(
+            untouched.trouble().as_deref(),
+            Some(
+                "no machine was made to lose its cable: desk answered instead, which this drill \
+                 may not touch"
+            )
+        );
+    }
+
+    #[test]
+    fn a_summary_has_no_number_where_nothing_was_measured() {
+        let of = |case, answers| report(case, answers).cases[0].summary();
+        assert_eq!(
+            of(Case::Kill, vec![answer(190, 40)]),
+            "kill: 1 trials, gap beyond the backup's first token p95 150 ms"
+        );
+        assert_eq!(
+            of(Case::Kill, vec![]),
+            "kill: 1 trials, no answer was interrupted"
+        );
+        assert_eq!(
+            of(Case::Drain, vec![answer(30, 40)]),
+            "drain: 1 trials, largest gap p95 30 ms"
+        );
     }
 
     #[test]

@@ -1,22 +1,20 @@
 //! One trial: some answers run, and at a given token of the first the agent that gives it
 //! fails.
 
-use super::answer::{Answer, Fault};
+use super::answer::{Answer, Fault, Question};
 use super::case::Case;
 use crate::local_mesh::LocalError;
-use crate::local_mesh::agent::Door;
-use serde_json::Value;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
 /// Where faults can be played: a mesh on this machine, or the real one.
 pub trait Stage {
-    /// The agent that is asked.
-    fn door(&self) -> Result<Door, LocalError>;
-
-    /// What it is asked.
-    fn request(&self) -> &Value;
+    /// What is asked in the next trial, and who is to answer.
+    ///
+    /// # Errors
+    /// There is no agent to ask.
+    fn question(&mut self) -> Result<Question, LocalError>;
 
     /// The uninterrupted answer, if it is known.
     fn expected(&self) -> Option<&str>;
@@ -40,6 +38,8 @@ pub struct Trial {
     /// Somebody failed; not so where the first answer was over before, or came from a node
     /// that was not to be touched.
     pub struck: bool,
+    /// The name of who began the first answer although it was not to be touched.
+    pub instead: Option<String>,
     /// All answers.
     pub answers: Vec<Answer>,
 }
@@ -54,14 +54,14 @@ pub fn run(
     at: usize,
     answers: usize,
 ) -> Result<Trial, LocalError> {
-    let (door, request) = (stage.door()?, stage.request().clone());
+    let question = stage.question()?;
     let fault = Fault::default();
     let (reached, due) = mpsc::channel::<String>();
     let (struck, mut answers) = thread::scope(|scope| {
-        let (door, request, fault) = (&door, &request, &fault);
+        let (question, fault) = (&question, &fault);
         let first = scope.spawn(move || {
             let mut reached = Some(reached);
-            Answer::read(door, request, fault, |tokens, node| {
+            Answer::read(question, fault, |tokens, node| {
                 if tokens >= at
                     && let Some(reached) = reached.take()
                 {
@@ -70,8 +70,8 @@ pub fn run(
                 }
             })
         });
-        let others = (1..answers)
-            .map(|_| scope.spawn(move || Answer::read(door, request, fault, |_, _| {})));
+        let others =
+            (1..answers).map(|_| scope.spawn(move || Answer::read(question, fault, |_, _| {})));
         let others: Vec<_> = others.collect();
         // An error: the answer was over before.
         let struck = due.recv().map_or(Ok(false), |node| {
@@ -86,6 +86,7 @@ pub fn run(
         (struck, all)
     });
     let struck = struck?;
+    let instead = instead(struck, &fault, &answers);
     if struck {
         stage.mend(case)?;
     } else {
@@ -96,7 +97,19 @@ pub fn run(
             answer.compare(expected);
         }
     }
-    Ok(Trial { struck, answers })
+    Ok(Trial {
+        struck,
+        instead,
+        answers,
+    })
+}
+
+/// Who answered at the moment of a fault that was not played.
+fn instead(struck: bool, fault: &Fault, answers: &[Answer]) -> Option<String> {
+    // Without a moment of the fault the answer was over before.
+    let spared = !struck && fault.struck.get().is_some();
+    let first = answers.first().filter(|_| spared)?;
+    Some(first.began.clone())
 }
 
 /// A reader that panicked.

@@ -22,6 +22,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 use unamesh_client::clock;
+use unamesh_proto::NodeId;
 use unamesh_proto::wire::{Fault, Role};
 
 /// The routes, relative to `/unamesh/v1`.
@@ -229,8 +230,20 @@ async fn events(State(state): State<GatewayState>) -> Reply {
     Ok(stream_reply("text/event-stream", body))
 }
 
+#[derive(Deserialize)]
+struct GenerateQuery {
+    /// Who is to begin the answer, if it can.
+    first: Option<NodeId>,
+}
+
 /// `POST generate`: an OpenAI body (`messages` or `prompt`); the mesh events as NDJSON.
-async fn generate(State(state): State<GatewayState>, request: Request) -> Reply {
+async fn generate(
+    State(state): State<GatewayState>,
+    query: Result<Query<GenerateQuery>, axum::extract::rejection::QueryRejection>,
+    request: Request,
+) -> Reply {
+    let Query(GenerateQuery { first }) =
+        query.map_err(|e| ApiError::field("first", e.body_text()))?;
     let other_model = headers::other_model(request.headers())?;
     let body = read_body(request).await?;
     let api = match request::parse(Api::Chat, &body) {
@@ -243,6 +256,7 @@ async fn generate(State(state): State<GatewayState>, request: Request) -> Reply 
     };
     let Parsed { mut request, .. } = request::parse(api, &body)?;
     request.other_model = other_model;
+    request.first = first;
     let events = state.source.generate(request);
     let lines = ndjson(events.map(|event| event_json(&event)));
     Ok(stream_reply(

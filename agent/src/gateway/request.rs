@@ -181,6 +181,7 @@ impl Reader {
             // With tools to choose from, the session looks at what comes.
             spliceable: !(self.structured || (self.tools && self.must_call)),
             other_model: false,
+            first: None,
         };
         Ok(Parsed {
             request,

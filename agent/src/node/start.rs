@@ -58,7 +58,7 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The data plane's port cannot be opened.
-    #[error("{0} (UDP, the data plane). Set [mesh] listen to another port")]
+    #[error(transparent)]
     Endpoint(#[from] EndpointError),
     /// The gossip port cannot be opened.
     #[error(transparent)]

@@ -29,6 +29,7 @@ impl Conversation {
             extra: self.config.extra.clone(),
             session: self.config.session,
             other_model: self.config.other_model,
+            first: None,
             ..Request::chat(
                 &*self.config.model,
                 serde_json::Value::from(messages).to_string(),
