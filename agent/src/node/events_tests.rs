@@ -138,6 +138,11 @@ fn activities(request: RequestId) -> Vec<Activity> {
             tokens: 7,
             reason,
         },
+        Activity::AskedAgain {
+            model: "m".into(),
+            tokens: 7,
+            again: 1,
+        },
     ]
 }
 
