@@ -193,6 +193,15 @@ pub enum Activity {
         #[serde(flatten, serialize_with = "words")]
         reason: Reason,
     },
+    /// An incomplete answer is asked for again, whole: its caller had seen nothing of it.
+    AskedAgain {
+        /// The model.
+        model: String,
+        /// Tokens of the answer before, which are dropped.
+        tokens: u32,
+        /// How often that makes.
+        again: u32,
+    },
 }
 
 impl Activity {
@@ -282,6 +291,11 @@ impl Activity {
                 tokens,
                 reason,
             } => info!(%request, tokens, %reason, "incomplete"),
+            Activity::AskedAgain {
+                model,
+                tokens,
+                again,
+            } => info!(model, tokens, again, "asked_again"),
         }
     }
 }

@@ -229,6 +229,15 @@ pub enum ClientError {
         /// The last reason.
         reason: String,
     },
+    /// This program left the mesh ([`MeshClient::leave`]) before the answer was whole. Others could
+    /// have gone on.
+    #[error("this program left the mesh {tokens} tokens into the answer")]
+    Left {
+        /// The text so far.
+        delivered: String,
+        /// Its tokens.
+        tokens: u32,
+    },
     /// Nobody who could speak (on) has the voice. Ask for another, or allow one.
     #[error("no peer has the voice {voice:?}{}", hint(near))]
     NoVoice {
@@ -410,6 +419,17 @@ impl MeshClient {
         Generation::new(self.shared.clone(), request)
     }
 
+    /// Starts a request again whose answer of `tokens` tokens ended as
+    /// [`ClientError::Incomplete`] and was shown to nobody; `again` is the how manieth time.
+    pub fn generate_again(&self, request: Request, tokens: u32, again: u32) -> Generation {
+        self.shared.tell(Activity::AskedAgain {
+            model: request.model.clone(),
+            tokens,
+            again,
+        });
+        self.generate(request)
+    }
+
     /// How the peers rank for a prompt of `prompt_tokens` tokens, with the reasons.
     pub fn why(&self, model: &str, prompt_tokens: u32) -> Ranking {
         let request = Request {
@@ -461,6 +481,11 @@ impl MeshClient {
     /// Resolves when no request runs: each has come to its terminal event, or was dropped.
     pub async fn idle(&self) {
         self.shared.running.wait().await;
+    }
+
+    /// Requests that run.
+    pub fn running(&self) -> usize {
+        self.shared.running.len()
     }
 
     /// For a program that ends: every request that runs, and each that comes, ends with an error

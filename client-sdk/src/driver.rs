@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use unamesh_proto::session::{Config, Effect, Failure, How, Input, Output, Session};
+use unamesh_proto::session::{Config, Effect, Failure, How, Input, Output, Reason, Session};
 use unamesh_proto::table::Snapshot;
 use unamesh_proto::timeouts::CALLER_PAUSE;
 use unamesh_proto::wire::{GenFrame, GenerateRequest, ModelKind};
@@ -222,29 +222,33 @@ impl Generation {
             Failure::Busy { retry_after } => ClientError::Busy { retry_after },
             Failure::Refused(error) => ClientError::from(error),
             Failure::Interrupted { reason } => {
-                let words = reason.to_string();
                 self.shared.tell(Activity::Interrupted {
                     request,
                     tokens,
-                    reason,
+                    reason: reason.clone(),
                 });
-                ClientError::Interrupted {
-                    delivered,
-                    tokens,
-                    reason: words,
+                match reason {
+                    Reason::Leaving => ClientError::Left { delivered, tokens },
+                    reason => ClientError::Interrupted {
+                        delivered,
+                        tokens,
+                        reason: reason.to_string(),
+                    },
                 }
             }
             Failure::Incomplete { reason } => {
-                let words = reason.to_string();
                 self.shared.tell(Activity::Incomplete {
                     request,
                     tokens,
-                    reason,
+                    reason: reason.clone(),
                 });
-                ClientError::Incomplete {
-                    delivered,
-                    tokens,
-                    reason: words,
+                match reason {
+                    Reason::Leaving => ClientError::Left { delivered, tokens },
+                    reason => ClientError::Incomplete {
+                        delivered,
+                        tokens,
+                        reason: reason.to_string(),
+                    },
                 }
             }
             Failure::Cancelled => ClientError::Cancelled,

@@ -64,6 +64,9 @@ pub const MIN_ATTEMPTS_LEFT: u32 = 4;
 /// each, and four cover the time until its connection is known to be lost
 /// ([`IDLE`](crate::timeouts::IDLE)).
 pub const MAX_FRESH_PATHS: u32 = 4;
+/// Times that an answer is asked for again as a whole, of which its caller has seen nothing and
+/// which must not be spliced: two machines that die on one answer are a rare evening.
+pub const MAX_ASKED_AGAIN: u32 = 2;
 /// Attempts of one request at the same time: the original and one backup.
 pub const MAX_PARALLEL_ATTEMPTS: usize = 2;
 /// Tokens of one generation: beyond any context of a home model.

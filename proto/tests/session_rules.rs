@@ -7,7 +7,7 @@ use session_bench::*;
 use std::time::Duration;
 use unamesh_proto::GenerationId;
 use unamesh_proto::session::{AttemptId, Closed, Failure, How, Input, Note, Output, Reason, Seam};
-use unamesh_proto::timeouts::{BUSY_RETRY, SILENCE_MIN, WAIT_FOR_PEER};
+use unamesh_proto::timeouts::{BUSY_RETRY, DIAL_SUSPECT, SILENCE_MIN, WAIT_FOR_PEER};
 use unamesh_proto::wire::{Attach, ErrorCode, GenFrame, Phase, Progress, WireError};
 
 #[test]
@@ -276,6 +276,62 @@ fn a_skipped_or_miscounted_token_is_a_failure_of_its_peer() {
     bench.token(2, 2, "three");
     bench.done(2, 3);
     assert_eq!(bench.text(), "one two three");
+}
+
+/// Neither silence nor the table alone is enough: each may be wrong.
+#[test]
+fn what_nobody_may_go_on_with_ends_once_its_producer_is_surely_gone() {
+    let mut bench = Bench::new(&[1, 2], false);
+    bench.accepted(0);
+    bench.token(0, 0, "{\"a\":");
+    bench.input(Input::PeerDown(candidate(1).node));
+    assert!(!bench.session.is_ended(), "its stream lives");
+    bench.pass(SILENCE_MIN * 3);
+    assert!(!bench.session.is_ended(), "it may come back");
+    bench.input(Input::PeerDown(candidate(1).node));
+    let reason = Reason::Silence;
+    assert_eq!(
+        *bench.last(),
+        Output::Failed(Failure::Incomplete { reason })
+    );
+}
+
+#[test]
+fn a_broken_connection_and_the_table_end_it_too() {
+    let mut bench = Bench::new(&[1, 2], false);
+    bench.accepted(0);
+    bench.token(0, 0, "{\"a\":");
+    bench.input(Input::Closed(AttemptId(0), Closed::Lost("path".into())));
+    bench.input(Input::PeerDown(candidate(1).node));
+    assert!(!bench.session.is_ended(), "it may still run there");
+    bench.pass(DIAL_SUSPECT);
+    bench.input(Input::PeerDown(candidate(1).node));
+    let reason = Reason::Silence;
+    assert_eq!(
+        *bench.last(),
+        Output::Failed(Failure::Incomplete { reason })
+    );
+}
+
+/// A fresh connection that has opened shows that the table is wrong; one over which the peer
+/// says that it has no such generation leaves nothing to wait for.
+#[test]
+fn a_fresh_path_decides_for_what_nobody_may_go_on_with() {
+    use unamesh_proto::wire::ErrorCode;
+    let mut bench = Bench::new(&[1, 2], false);
+    bench.accepted(0);
+    bench.token(0, 0, "{\"a\":");
+    bench.pass(SILENCE_MIN + Duration::from_millis(1));
+    let fresh = bench.fresh[0].0.0;
+    bench.input(Input::Opened(AttemptId(fresh)));
+    bench.input(Input::PeerDown(candidate(1).node));
+    assert!(!bench.session.is_ended(), "the peer answers");
+    bench.error(fresh, ErrorCode::UnknownGeneration);
+    let reason = Reason::Refused(ErrorCode::UnknownGeneration);
+    assert_eq!(
+        *bench.last(),
+        Output::Failed(Failure::Incomplete { reason })
+    );
 }
 
 #[test]

@@ -396,6 +396,50 @@ async fn a_failure_in_the_middle_is_never_a_silent_end() {
     }
 }
 
+fn incomplete() -> Vec<Step> {
+    let incomplete = ClientError::Incomplete {
+        delivered: "{".to_owned(),
+        tokens: 1,
+        reason: "it fell silent".to_owned(),
+    };
+    vec![
+        started(),
+        token(0, "{"),
+        Step::Say(Event::Failed(incomplete)),
+    ]
+}
+
+#[tokio::test]
+async fn what_is_not_streamed_is_asked_for_again_if_it_must_not_be_spliced() {
+    let gateway = TestGateway::start(incomplete()).await;
+    *gateway.source.again.lock().unwrap() = vec![hello()];
+    let response = gateway.post(CHAT, chat(json!({}))).await;
+    let body = response.json();
+    assert_eq!(body["choices"][0]["message"]["content"], "Hello");
+    assert_eq!(body["usage"]["completion_tokens"], 2, "of the last alone");
+    assert_eq!(gateway.source.count(), 2);
+
+    // Within a bound, and not if nobody takes it again.
+    let gone = ClientError::NoPeer {
+        model: "smollm2".to_owned(),
+        near: Vec::new(),
+    };
+    let nobody = vec![Step::Say(Event::Failed(gone))];
+    for (again, count) in [(vec![], 3), (vec![nobody], 2)] {
+        let gateway = TestGateway::start(incomplete()).await;
+        *gateway.source.again.lock().unwrap() = again;
+        let (status, error) = gateway.post(CHAT, chat(json!({}))).await.error();
+        assert_eq!((status, &error["code"]), (502, &json!("incomplete")));
+        assert_eq!(gateway.source.count(), count);
+    }
+
+    // What is streamed has been seen.
+    let gateway = TestGateway::start(incomplete()).await;
+    let streamed = chat(json!({"stream": true}));
+    gateway.post(CHAT, streamed).await.records();
+    assert_eq!(gateway.source.count(), 1);
+}
+
 #[tokio::test]
 async fn a_client_that_hangs_up_cancels() {
     let waiting = vec![Step::Hang];

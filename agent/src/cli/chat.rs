@@ -7,21 +7,15 @@ use super::error::CliError;
 use super::mesh::{Events, Mesh};
 use super::output::{BOLD, DIM, printable};
 use super::text::{Read, ms};
+use super::why::near;
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Read as _};
 use unamesh_proto::limits;
+use unamesh_proto::rank::same_name;
 
 pub(super) async fn run(context: &Context, mut args: ChatArgs) -> Result<(), CliError> {
     let mesh = Mesh::find(context).await?;
-    let model = match args.model.take() {
-        // `unamesh chat "why is the sky blue?"`: a sentence is no model.
-        Some(text) if args.prompt.is_none() && text.contains(char::is_whitespace) => {
-            args.prompt = Some(text);
-            first_model(context, &mesh).await?
-        }
-        Some(model) => model,
-        None => first_model(context, &mesh).await?,
-    };
+    let model = model(context, &mesh, &mut args).await?;
     let chat = Chat {
         context,
         mesh: &mesh,
@@ -32,14 +26,83 @@ pub(super) async fn run(context: &Context, mut args: ChatArgs) -> Result<(), Cli
     if let Some(system) = &args.system {
         messages.push(json!({"role": "system", "content": system}));
     }
-    let piped = !std::io::stdin().is_terminal();
     let ended = match &args.prompt {
         Some(prompt) => chat.once(&mut messages, prompt).await,
-        None if piped => chat.once(&mut messages, &read_all()?).await,
+        None if is_piped() => chat.once(&mut messages, &read_all()?).await,
         None => chat.conversation(&mut messages).await,
     };
     mesh.close().await;
     ended
+}
+
+/// Which model is asked. One argument alone may be the question: `unamesh chat "why is the sky
+/// blue?"`, `unamesh chat hi`.
+async fn model(context: &Context, mesh: &Mesh, args: &mut ChatArgs) -> Result<String, CliError> {
+    let Some(first) = args.model.take() else {
+        return first_model(context, mesh).await;
+    };
+    if args.prompt.is_some() {
+        return Ok(first);
+    }
+    let models = mesh.models().await?;
+    let known: Vec<&str> = models
+        .items()
+        .iter()
+        .map(|m| m.at("model").text())
+        .collect();
+    match First::read(&first, &known) {
+        First::Model => return Ok(first),
+        First::NoModel => {
+            let near = near(&mesh.why(&first, 0).await?);
+            let message = format!("no machine has a model {first:?}{near}");
+            return Err(CliError::new("model_not_found", message).next(context.command("models")));
+        }
+        First::Question => {}
+    }
+    // What is piped in is the question after all, and the word a model that nobody has.
+    if !first.contains(char::is_whitespace) && is_piped() {
+        args.prompt = read_all().ok();
+    }
+    if args.prompt.is_some() {
+        return Ok(first);
+    }
+    args.prompt = Some(first);
+    first_model(context, mesh).await
+}
+
+/// What the first argument is, if it is the only one.
+#[derive(Debug, PartialEq, Eq)]
+enum First {
+    Model,
+    Question,
+    /// It looks like a model and is none.
+    NoModel,
+}
+
+impl First {
+    /// Letters at the start of a known name that make a word look like a model.
+    const ALIKE: usize = 3;
+
+    fn read(text: &str, known: &[&str]) -> First {
+        let alike = |name: &&str| {
+            let (a, b) = (name.to_lowercase(), text.to_lowercase());
+            let same = a.chars().zip(b.chars()).take_while(|(x, y)| x == y);
+            same.count() >= Self::ALIKE
+        };
+        if known.iter().any(|name| same_name(name, text)) {
+            First::Model
+        } else if text.contains(char::is_whitespace) {
+            First::Question
+        } else if text.contains([':', '/']) || known.iter().any(alike) {
+            First::NoModel
+        } else {
+            First::Question
+        }
+    }
+}
+
+fn is_piped() -> bool {
+    !std::io::stdin().is_terminal()
 }
 
 /// The first language model that is loaded somewhere, else the first that could be.
@@ -253,6 +316,24 @@ mod tests {
             printable("a\x1b[2Jb\u{9b}c\r\n\td\u{e9}\x07"),
             "a[2Jbc\n\td\u{e9}"
         );
+    }
+
+    #[test]
+    fn one_word_is_a_question_unless_it_looks_like_a_model() {
+        let known = ["smollm2", "mistral:latest", "org/tiny:q4"];
+        for (text, is) in [
+            ("smollm2", First::Model),
+            ("mistral", First::Model),
+            ("hi", First::Question),
+            ("2+2?", First::Question),
+            ("smollm2 is what?", First::Question),
+            ("Smollm3", First::NoModel),
+            ("mistrl", First::NoModel),
+            ("qwen:7b", First::NoModel),
+        ] {
+            assert_eq!(First::read(text, &known), is, "{text}");
+        }
+        assert_eq!(First::read("hi", &[]), First::Question);
     }
 
     #[test]

@@ -59,8 +59,8 @@ fn time_of_day(at_ms: u64) -> String {
 fn style(event: &Value) -> Style {
     match event.at("event").text() {
         "interrupted" | "incomplete" | "cut_off" | "twin_key" | "peer_down" => BAD,
-        "suspect" | "backup" | "attempt_failed" | "hedge_in_vain" | "lagged" | "peer_suspect"
-        | "peer_vouched" | "draining" | "sleeping" => WARN,
+        "suspect" | "backup" | "attempt_failed" | "hedge_in_vain" | "asked_again" | "lagged"
+        | "peer_suspect" | "peer_vouched" | "draining" | "sleeping" => WARN,
         "peer_changed" | "reattached" | "peer_joined" | "peer_back" | "online" | "returned"
         | "woke" => GOOD,
         "breaker" if event.at("state").text() == "closed" => GOOD,
@@ -129,6 +129,11 @@ fn what(event: &Value) -> String {
                 text("reason")
             )
         }
+        "asked_again" => format!(
+            "{} begins anew, without the {} tokens that nobody had seen",
+            text("model"),
+            event.at("tokens").number()
+        ),
         "peer_down" => {
             let peers = event.at("confirmed_by").as_array().into_iter().flatten();
             let names: Vec<String> = peers.map(|p| printable(p.at("name").text())).collect();

@@ -77,6 +77,23 @@ fn ranking(context: &Context, why: &Value) -> String {
     text
 }
 
+/// The near names of a ranking, on a line of their own; nothing without any.
+pub(super) fn near(why: &Value) -> String {
+    let near: Vec<String> = why
+        .at("near")
+        .items()
+        .iter()
+        .map(|n| {
+            let places: Vec<&str> = n.at("peers").items().iter().map(Read::text).collect();
+            format!("{} on {}", n.at("model").text(), places.join(", "))
+        })
+        .collect();
+    match near.is_empty() {
+        true => String::new(),
+        false => format!("\n  near names: {}", near.join("; ")),
+    }
+}
+
 /// No machine can answer: name what is near, and why each refused.
 fn nobody(context: &Context, model: &str, why: &Value) -> CliError {
     let mut message = format!("no machine can answer for {model:?} now");
@@ -89,17 +106,6 @@ fn nobody(context: &Context, model: &str, why: &Value) -> CliError {
             one.at("reason").text()
         ));
     }
-    let near: Vec<String> = why
-        .at("near")
-        .items()
-        .iter()
-        .map(|n| {
-            let places: Vec<&str> = n.at("peers").items().iter().map(Read::text).collect();
-            format!("{} on {}", n.at("model").text(), places.join(", "))
-        })
-        .collect();
-    if !near.is_empty() {
-        message.push_str(&format!("\n  near names: {}", near.join("; ")));
-    }
+    message.push_str(&near(why));
     CliError::new("no_peer", message).next(context.command("models"))
 }

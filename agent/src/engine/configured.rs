@@ -3,10 +3,11 @@
 
 use super::hearing::{HearCall, HearStream, Sound};
 use super::http::{Http, UrlError, shown};
-use super::managed::{Command, Managed};
+use super::managed::{Command, Managed, PidFile};
 use super::speech::{SpeechCall, SpeechStream};
 use super::{Engine, EngineError, EngineInfo, EngineSpec, EngineStream, adapter};
 use crate::config::EngineConfig;
+use crate::state::StateDir;
 use hyper::StatusCode;
 use serde::de::IgnoredAny;
 use std::sync::Arc;
@@ -40,12 +41,14 @@ pub enum EntryError {
 }
 
 /// The engines of `entries`. Those with a command are started; their tasks are tracked by
-/// `tasks` and end with `stop`. `key` looks up a variable of the environment.
+/// `tasks` and end with `stop`; `state` keeps what may outlive the agent. `key` looks up a variable
+/// of the environment.
 ///
 /// # Errors
 /// An entry cannot be used; nothing was started.
 pub fn engines(
     entries: &[EngineConfig],
+    state: &StateDir,
     key: impl Fn(&str) -> Option<String>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
@@ -54,11 +57,17 @@ pub fn engines(
         .iter()
         .map(|e| one(e, &key))
         .collect::<Result<_, _>>()?;
-    let manage = |(entry, engine): (&EngineConfig, Arc<dyn Engine>)| match command(entry) {
-        Some(command) => Managed::start(command, engine, tasks, stop.clone()) as Arc<dyn Engine>,
+    let manage = |index, entry: &EngineConfig, engine: Arc<dyn Engine>| match command(entry) {
+        Some(command) => {
+            let pid_file = Some(PidFile::new(state, index));
+            Managed::start(command, engine, pid_file, tasks, stop.clone()) as Arc<dyn Engine>
+        }
         None => engine,
     };
-    Ok(entries.iter().zip(adapters).map(manage).collect())
+    let numbered = entries.iter().zip(adapters).enumerate();
+    Ok(numbered
+        .map(|(index, (entry, engine))| manage(index, entry, engine))
+        .collect())
 }
 
 fn one(
@@ -179,12 +188,10 @@ mod tests {
 
     fn build(entry: EngineConfig) -> Result<Vec<Arc<dyn Engine>>, EntryError> {
         let key = |name: &str| (name == "SET").then(|| "k".to_owned());
-        engines(
-            &[entry],
-            key,
-            &TaskTracker::new(),
-            &CancellationToken::new(),
-        )
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        engines(&[entry], &state, key, &tasks, &stop)
     }
 
     fn entry(url: &str) -> EngineConfig {

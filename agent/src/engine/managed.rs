@@ -3,13 +3,18 @@
 //! A task owns the process. It ends with the agent: asked by SIGTERM to its whole process group,
 //! killed after [`STOP_ENGINE`], killed at once if the task is dropped. Should the agent itself
 //! be killed, the engine's standard input closes; the starter engine takes that as its end (any
-//! other that does not is found again by its URL when the agent comes back, and adopted).
+//! other that does not is found again by its URL when the agent comes back, and adopted: ended
+//! with the agent if it is surely the process that this agent started, see [`PidFile`], and left
+//! alone else).
 //!
 //! An engine that exits is started again after a pause that doubles from [`RESTART_MIN`] to
 //! [`RESTART_MAX`], with jitter, so that several agents with the same broken configuration do
 //! not beat in time; running well for [`RESTART_RESET`] forgets the failures.
 
+mod earlier;
 mod process;
+
+pub use earlier::PidFile;
 
 use super::hearing::{HearCall, HearStream, Sound};
 use super::speech::{SpeechCall, SpeechStream};
@@ -57,7 +62,7 @@ pub enum State {
         /// Process id.
         pid: u32,
     },
-    /// Somebody else runs an engine at its URL; it is used and left alone.
+    /// An engine runs at its URL that this life of the agent did not start; it is used.
     Adopted,
     /// Not running: it is started again at the given time.
     Waiting {
@@ -77,14 +82,18 @@ pub struct Managed {
     /// Its models when they were last known, while it restarts.
     models: Mutex<Vec<ModelAdvert>>,
     restart: Notify,
+    /// Where its process is written down, if it may outlive the agent.
+    pid_file: Option<PidFile>,
 }
 
 impl Managed {
     /// Starts `command` and watches it; `engine` is the adapter that talks to it. Ends with
-    /// `stop`; the task is tracked by `tasks`.
+    /// `stop`; the task is tracked by `tasks`. What an earlier life left running by `pid_file` is
+    /// ended like a process of its own.
     pub fn start(
         command: Command,
         engine: Arc<dyn Engine>,
+        pid_file: Option<PidFile>,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Arc<Managed> {
@@ -97,6 +106,7 @@ impl Managed {
             }),
             models: Mutex::default(),
             restart: Notify::new(),
+            pid_file,
         });
         tasks.spawn(Arc::clone(&managed).run(command, stop));
         managed
@@ -147,7 +157,12 @@ impl Managed {
     /// One life of the process; says why it ended. With `stop` it is ended in order; dropping
     /// the future kills it.
     async fn run_once(&self, command: &Command, stop: &CancellationToken) -> String {
-        if let Some(true) | None = stop.run_until_cancelled(self.adopt()).await {
+        let adopted = stop.run_until_cancelled(self.adopt()).await;
+        // Ours, and not of use any more: the agent stops, or it does not answer.
+        if let Some(earlier) = self.pid_file.as_ref().and_then(PidFile::earlier) {
+            earlier.stop(STOP_ENGINE).await;
+        }
+        if let Some(true) | None = adopted {
             return "the engine that ran at its URL went away".to_owned();
         }
         let mut process = match Process::spawn(command) {
@@ -155,6 +170,9 @@ impl Managed {
             Err(error) => return format!("{}: {error}", command.program.display()),
         };
         let pid = process.pid();
+        if let Some(file) = &self.pid_file {
+            file.write(pid);
+        }
         tracing::info!(engine = self.name(), pid, "engine started");
         self.state.send_replace(State::Starting {
             pid,

@@ -1,8 +1,12 @@
 //! The whole answer at once: events in, one JSON object out.
+//!
+//! The caller sees nothing before the end. So an answer that broke off and must not be spliced
+//! ([`ClientError::Incomplete`]: structured output, a tool call) is no loss: it is asked for again
+//! from its start, [`limits::MAX_ASKED_AGAIN`] times at most, and what came before is dropped.
 
 use super::error::ApiError;
 use super::request::Api;
-use super::source::{ClientError, Event};
+use super::source::{ClientError, Event, Generate, PeerRef, Request};
 use super::sse::{self, Answer};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -14,29 +18,61 @@ use unamesh_proto::wire::{FinishReason, Usage};
 pub struct Whole {
     /// The body.
     pub json: String,
+    /// Who began it, and why.
+    pub started: Option<(PeerRef, String)>,
     /// `x-unamesh-seam`: one entry for each change of the machine.
     pub seams: Vec<String>,
 }
 
-/// Collects `first` (already taken from `events`), then `events`.
+/// Asks `source` until there is an answer.
 ///
 /// # Errors
-/// The request failed; what was delivered before is not returned, only its length.
+/// The request failed; what was delivered before is not returned, only its length. If nobody
+/// takes it again, the error tells how it broke off.
 pub async fn whole(
     answer: &Answer,
-    mut events: BoxStream<'static, Event>,
-    first: Option<Event>,
+    source: &dyn Generate,
+    request: Request,
 ) -> Result<Whole, ApiError> {
-    let mut collected = Collected::default();
-    let mut next = first;
-    loop {
-        let event = match next.take() {
-            Some(event) => event,
-            None => match events.next().await {
-                Some(event) => event,
-                None => return Err(collected.cut()),
-            },
+    let mut broken = match once(answer, source.generate(request.clone())).await {
+        Err(Ended::Incomplete(broken)) => broken,
+        ended => return ended.map_err(ApiError::from),
+    };
+    for again in 1..=limits::MAX_ASKED_AGAIN {
+        let tokens = broken.delivered_tokens.unwrap_or_default();
+        let events = source.generate_again(request.clone(), tokens, again);
+        broken = match once(answer, events).await {
+            Err(Ended::Incomplete(broken)) => broken,
+            Err(Ended::Failed(error)) if error.delivered_tokens.is_none() => break,
+            ended => return ended.map_err(ApiError::from),
         };
+    }
+    Err(broken)
+}
+
+/// How there came to be no answer.
+enum Ended {
+    /// Asking again may help.
+    Incomplete(ApiError),
+    Failed(ApiError),
+}
+
+impl From<Ended> for ApiError {
+    fn from(ended: Ended) -> Self {
+        let (Ended::Incomplete(error) | Ended::Failed(error)) = ended;
+        error
+    }
+}
+
+impl From<ApiError> for Ended {
+    fn from(error: ApiError) -> Self {
+        Ended::Failed(error)
+    }
+}
+
+async fn once(answer: &Answer, mut events: BoxStream<'static, Event>) -> Result<Whole, Ended> {
+    let mut collected = Collected::default();
+    while let Some(event) = events.next().await {
         match event {
             Event::Token {
                 text,
@@ -54,10 +90,19 @@ pub async fn whole(
                 collected.seams.push(sse::seam_text(&from, &to, seam, gap));
             }
             Event::Done { finish, usage } => return Ok(collected.finish(answer, finish, usage)),
-            Event::Failed(error) => return Err(collected.failed(error)),
-            Event::Started { .. } | Event::Progress { .. } => {}
+            Event::Failed(error) => {
+                let incomplete = matches!(error, ClientError::Incomplete { .. });
+                let error = collected.failed(error);
+                return Err(match incomplete {
+                    true => Ended::Incomplete(error),
+                    false => Ended::Failed(error),
+                });
+            }
+            Event::Started { peer, why } => collected.started = Some((peer, why)),
+            Event::Progress { .. } => {}
         }
     }
+    Err(collected.cut().into())
 }
 
 #[derive(Default)]
@@ -70,6 +115,7 @@ struct Collected {
     fields: Map<String, Value>,
     logprobs: Value,
     seams: Vec<String>,
+    started: Option<(PeerRef, String)>,
 }
 
 impl Collected {
@@ -156,6 +202,7 @@ impl Collected {
         );
         Whole {
             json,
+            started: self.started,
             seams: self.seams,
         }
     }

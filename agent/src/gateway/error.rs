@@ -173,6 +173,15 @@ impl From<ClientError> for ApiError {
                     ),
                 )
             },
+            ClientError::Left { tokens, .. } => ApiError {
+                delivered_tokens: Some(tokens),
+                ..broken(
+                    "interrupted",
+                    "the answer broke off because this machine left the mesh, and it is done \
+                     nowhere else; `serve.drain_ms` in the configuration, or `unamesh drain \
+                     --deadline TIME`, gives its last answers more time",
+                )
+            },
             error @ ClientError::NoVoice { .. } => ApiError::new(
                 StatusCode::NOT_FOUND,
                 INVALID,
@@ -239,7 +248,7 @@ fn unavailable(code: &'static str, message: String) -> ApiError {
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, SERVER, code, message)
 }
 
-fn broken(code: &'static str, message: String) -> ApiError {
+fn broken(code: &'static str, message: impl Into<String>) -> ApiError {
     ApiError::new(StatusCode::BAD_GATEWAY, SERVER, code, message)
 }
 

@@ -11,7 +11,7 @@ use super::view;
 use crate::engine::detect::GATEWAY_MARK;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -129,30 +129,31 @@ async fn answer(state: &GatewayState, api: Api, request: Request) -> Reply {
         created: clock::wall().as_millis() / 1000,
         model: request.model.clone(),
     };
-    let (events, begin) = begin(state.source.generate(request)).await?;
-    let peer = begin
-        .started
-        .as_ref()
-        .map(|(peer, _)| sse::plain(&peer.name));
-    let mut response = if stream {
+    if stream {
+        let (events, begin) = begin(state.source.generate(request)).await?;
         let writer = ChunkWriter::new(&answer, include_usage);
-        let trailers = takes_trailers.then(|| Trailers::new(peer.clone().unwrap_or_default()));
-        streamed(SseBody::new(events, begin.first, writer, trailers))
-    } else {
-        let whole = collect::whole(&answer, events, begin.first).await?;
-        let mut response = json_reply(whole.json);
-        if !whole.seams.is_empty() {
-            insert(response.headers_mut(), SEAM, &whole.seams.join(", "));
-        }
-        response
-    };
-    if let (Some((at, why)), Some(peer)) = (begin.started, peer) {
-        let headers = response.headers_mut();
-        insert(headers, PEER, &peer);
+        let peer = begin.started.as_ref().map(|(at, _)| sse::plain(&at.name));
+        let trailers = takes_trailers.then(|| Trailers::new(peer.unwrap_or_default()));
+        let mut response = streamed(SseBody::new(events, begin.first, writer, trailers));
+        name(response.headers_mut(), begin.started);
+        return Ok(response);
+    }
+    let whole = collect::whole(&answer, &*state.source, request).await?;
+    let mut response = json_reply(whole.json);
+    if !whole.seams.is_empty() {
+        insert(response.headers_mut(), SEAM, &whole.seams.join(", "));
+    }
+    name(response.headers_mut(), whole.started);
+    Ok(response)
+}
+
+/// Says who answers, and why.
+fn name(headers: &mut HeaderMap, started: Option<(PeerRef, String)>) {
+    if let Some((at, why)) = started {
+        insert(headers, PEER, &sse::plain(&at.name));
         insert(headers, NODE, &at.node.to_string());
         insert(headers, WHY, &why);
     }
-    Ok(response)
 }
 
 fn streamed(body: SseBody) -> axum::response::Response {

@@ -16,6 +16,15 @@ pub trait Generate: Send + Sync + 'static {
     /// [`Event::Failed`]; dropping it cancels the work.
     fn generate(&self, request: Request) -> BoxStream<'static, Event>;
 
+    /// The same, after an answer of `tokens` tokens that broke off unseen and unsplicable; for
+    /// the `again`th time.
+    fn generate_again(
+        &self,
+        request: Request,
+        tokens: u32,
+        again: u32,
+    ) -> BoxStream<'static, Event>;
+
     /// The peer table now.
     fn peers(&self) -> Arc<Snapshot>;
 
@@ -26,6 +35,15 @@ pub trait Generate: Send + Sync + 'static {
 impl Generate for MeshClient {
     fn generate(&self, request: Request) -> BoxStream<'static, Event> {
         MeshClient::generate(self, request).boxed()
+    }
+
+    fn generate_again(
+        &self,
+        request: Request,
+        tokens: u32,
+        again: u32,
+    ) -> BoxStream<'static, Event> {
+        MeshClient::generate_again(self, request, tokens, again).boxed()
     }
 
     fn peers(&self) -> Arc<Snapshot> {

@@ -64,6 +64,12 @@ pub const EVENTS: &[(&str, &str, &str)] = &[
         "request tokens cause reason",
         "a structured answer broke off after `tokens`; it must not be spliced",
     ),
+    (
+        "asked_again",
+        "model tokens again",
+        "an incomplete answer that its caller had not seen (it is not streamed) begins anew, for the \
+         `again`th time",
+    ),
     ("peer_joined", "node name", "a machine is new in the mesh"),
     ("peer_left", "node name", "a machine said goodbye"),
     (
@@ -109,9 +115,9 @@ pub const EVENTS: &[(&str, &str, &str)] = &[
     ("invited", "role uses", "an invitation was opened"),
     (
         "draining",
-        "why deadline_ms returns active",
+        "why deadline_ms returns active asking",
         "this machine takes nothing new (`why`: signal, sleep, asked, battery, hot, drill); \
-         `returns`: for a while, else it leaves",
+         `returns`: for a while, else it leaves; answers that run here, and that it asked for",
     ),
     ("returned", "", "it takes requests again"),
     (

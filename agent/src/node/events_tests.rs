@@ -138,6 +138,11 @@ fn activities(request: RequestId) -> Vec<Activity> {
             tokens: 7,
             reason,
         },
+        Activity::AskedAgain {
+            model: "m".into(),
+            tokens: 7,
+            again: 1,
+        },
     ]
 }
 
@@ -183,6 +188,6 @@ async fn a_slow_listener_is_told_what_it_missed() {
     let first = listener.recv().await.unwrap();
     assert_eq!(
         (&first["event"], &first["missed"]),
-        (&json!("lagged"), &json!(7))
+        (&json!("lagged"), &json!(8))
     );
 }

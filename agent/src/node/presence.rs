@@ -18,12 +18,13 @@ use crate::serve::Service;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+use unamesh_client::client::MeshClient;
 use unamesh_proto::wire::NodeState;
 
 /// What running answers are told of a drain without an end (the battery is low): they have all
@@ -143,6 +144,8 @@ pub struct Presence {
     phase: watch::Sender<Phase>,
     service: Arc<Service>,
     events: Events,
+    /// Its own requests are at stake too.
+    client: OnceLock<MeshClient>,
 }
 
 impl Presence {
@@ -153,7 +156,14 @@ impl Presence {
             phase: watch::Sender::new(Phase::UP),
             service,
             events,
+            client: OnceLock::new(),
         })
+    }
+
+    /// Whose requests are told of as `asking`.
+    pub fn asks_through(&self, client: MeshClient) {
+        // There is one client in an agent's life.
+        let _ = self.client.set(client);
     }
 
     /// The phase of now and those to come.
@@ -259,12 +269,14 @@ impl Presence {
         match phase.drain {
             Some(drain) if before.drain != Some(drain) => {
                 let (left, active) = (drain.left(), self.service.active());
-                info!(why = ?drain.why, ?left, returns = drain.returns, active, "draining");
+                let asking = self.client.get().map_or(0, MeshClient::running);
+                info!(why = ?drain.why, ?left, returns = drain.returns, active, asking, "draining");
                 let fields = json!({
                     "why": drain.why,
                     "deadline_ms": left.map(millis),
                     "returns": drain.returns,
                     "active": active,
+                    "asking": asking,
                 });
                 self.events.emit("draining", fields);
             }

@@ -108,6 +108,7 @@ pub(super) async fn start(
     let variable = |name: &str| std::env::var(name).ok();
     engines.extend(configured::engines(
         &config.engine,
+        &state,
         variable,
         &tasks,
         &stop,

@@ -105,6 +105,7 @@ impl Wiring {
             QuicTransport(Arc::clone(&mesh.pool)),
         );
         let client = MeshClient::over(mesh.table.snapshot(), Arc::new(transport));
+        mesh.presence.asks_through(client.clone());
         self.tasks.spawn(pass_on(
             client.activity(),
             mesh.events.clone(),

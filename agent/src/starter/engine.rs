@@ -53,7 +53,7 @@ impl RunningEngine {
         let talks = adapter(&spec).map_err(failed)?;
         let command = command(entry).ok_or_else(|| failed("it has no command"))?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let engine = Managed::start(command, talks, &tasks, stop.clone());
+        let engine = Managed::start(command, talks, None, &tasks, stop.clone());
         let running = RunningEngine {
             engine,
             url,

@@ -24,7 +24,7 @@ use super::{Effect, How, Reason};
 use crate::limits::MAX_FRESH_PATHS;
 use crate::time::Mono;
 use crate::timeouts::FRESH_PATH_EVERY;
-use crate::wire::{Attach, GenFrame};
+use crate::wire::{Attach, ErrorCode, GenFrame};
 
 /// The tries of a fresh path.
 #[derive(Debug, Default)]
@@ -99,13 +99,22 @@ impl Session {
         }
     }
 
-    /// A frame came over it: it takes the place of the silent one, unless it was refused.
+    /// A frame came over it: it takes the place of the silent one, unless it was refused. A peer
+    /// that no longer has the generation will send no more of it: if nobody else may go on, that
+    /// is the end.
     pub(super) fn fresh_path_answers(&mut self, frame: GenFrame, now: Mono) {
         let Some((attempt, of)) = &self.fresh.running else {
             return;
         };
         let (id, of) = (attempt.id, *of);
-        if matches!(frame, GenFrame::Error(_)) || !self.go_on_fresh_path(of) {
+        if let GenFrame::Error(error) = frame {
+            self.drop_fresh_path();
+            if error.code == ErrorCode::UnknownGeneration && !self.may_go_on() {
+                self.fail(of, Reason::Refused(error.code));
+            }
+            return;
+        }
+        if !self.go_on_fresh_path(of) {
             return self.drop_fresh_path();
         }
         self.fresh.tries = 0;

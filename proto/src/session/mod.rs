@@ -354,7 +354,7 @@ impl std::fmt::Display for Reason {
             Reason::EndedEarly => "its stream ended early",
             Reason::Protocol => "it broke the protocol",
             Reason::Draining => "it is leaving",
-            Reason::Leaving => "the machine that was asked is leaving",
+            Reason::Leaving => "the machine that asks is leaving",
             Reason::Refused(code) => return write!(f, "it answered {code}"),
         })
     }

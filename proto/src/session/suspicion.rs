@@ -17,8 +17,12 @@ impl Session {
     }
 
     /// The peer table cannot reach the peer. A stream that lives knows better, and its own
-    /// silence decides; one that has given no sign of life yet needs a backup now.
+    /// silence decides; one that has given no sign of life yet needs a backup now. Where nobody
+    /// else may go on, silence and the table together are the end: the caller can ask again.
     pub(super) fn peer_down(&mut self, node: NodeId, now: Mono) {
+        if let Some((id, reason)) = self.gone(node) {
+            return self.fail(id, reason);
+        }
         let doubtful = |a: &&Attempt| a.node() == node && !a.alive && a.suspect.is_none();
         if let Some(attempt) = self.attempts.iter().find(doubtful) {
             let reason = match attempt.stage {
@@ -27,6 +31,19 @@ impl Session {
             };
             self.suspect(attempt.id, reason, now);
         }
+    }
+
+    /// The producer at a peer that is down, if waiting for it is all that is left and in vain.
+    /// Over a fresh connection that has opened, the peer answers after all.
+    fn gone(&self, node: NodeId) -> Option<(AttemptId, Reason)> {
+        let there = self.attempts.iter().find(|a| a.node() == node)?;
+        let reason = match there.stage {
+            Stage::Dialing if there.reattaches() => Reason::Unreachable,
+            _ if there.suspect == Some(Reason::Silence) => Reason::Silence,
+            _ => return None,
+        };
+        let in_vain = !self.may_go_on() && !self.is_attaching(there.id);
+        in_vain.then_some((there.id, reason))
     }
 
     /// The peer says that it leaves: make before break.

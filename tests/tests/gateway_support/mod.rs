@@ -53,6 +53,8 @@ pub enum Step {
 /// A stand-in for the mesh client that follows a script. It routes nothing and asks nobody.
 pub struct ScriptedGenerate {
     script: Mutex<Vec<Step>>,
+    /// What is played in place of `script` when a request is made again; then the next.
+    pub again: Mutex<Vec<Vec<Step>>>,
     requests: Mutex<Vec<Request>>,
     /// Answers that are running.
     running: watch::Sender<usize>,
@@ -67,6 +69,11 @@ impl ScriptedGenerate {
             .last()
             .expect("no request arrived")
             .clone()
+    }
+
+    /// How many there were.
+    pub fn count(&self) -> usize {
+        self.requests.lock().unwrap().len()
     }
 
     /// Waits until `count` answers run.
@@ -115,6 +122,14 @@ impl Generate for ScriptedGenerate {
             running: self.running.clone(),
         }
         .boxed()
+    }
+
+    fn generate_again(&self, request: Request, _: u32, again: u32) -> BoxStream<'static, Event> {
+        let taken = self.again.lock().unwrap().clone();
+        if let Some(script) = taken.get(again as usize - 1) {
+            self.script.lock().unwrap().clone_from(script);
+        }
+        self.generate(request)
     }
 
     fn peers(&self) -> Arc<Snapshot> {
@@ -209,6 +224,7 @@ impl TestGateway {
         let addr = listener.local_addr().unwrap();
         let source = Arc::new(ScriptedGenerate {
             script: Mutex::new(script),
+            again: Mutex::default(),
             requests: Mutex::default(),
             running: watch::Sender::new(0),
         });

@@ -120,23 +120,28 @@ impl Process {
         }
     }
 
-    #[cfg(unix)]
     fn signal_group(&self, signal: Signal) {
-        use rustix::process::{Pid, Signal as Unix, kill_process_group};
-        let signal = match signal {
-            Signal::Terminate => Unix::TERM,
-            Signal::Kill => Unix::KILL,
-        };
-        if let Some(group) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
-            // It may be gone already, which is what we want.
-            let _ = kill_process_group(group, signal);
-        }
+        signal_group(self.pid, signal);
     }
-
-    /// Without process groups there is no gentle way; the drop kills the child.
-    #[cfg(not(unix))]
-    fn signal_group(&self, _signal: Signal) {}
 }
+
+/// Signals the process `pid` and all of its group, which it leads.
+#[cfg(unix)]
+pub fn signal_group(pid: u32, signal: Signal) {
+    use rustix::process::{Pid, Signal as Unix, kill_process_group};
+    let signal = match signal {
+        Signal::Terminate => Unix::TERM,
+        Signal::Kill => Unix::KILL,
+    };
+    if let Some(group) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // It may be gone already, which is what we want.
+        let _ = kill_process_group(group, signal);
+    }
+}
+
+/// Without process groups there is no gentle way; the drop kills the child.
+#[cfg(not(unix))]
+pub fn signal_group(_pid: u32, _signal: Signal) {}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -145,9 +150,12 @@ impl Drop for Process {
     }
 }
 
+/// What ends a process.
 #[derive(Clone, Copy)]
-enum Signal {
+pub enum Signal {
+    /// Asked to.
     Terminate,
+    /// At once.
     Kill,
 }
 

@@ -38,7 +38,7 @@ struct Run {
 
 async fn start(script: &str) -> Run {
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let managed = Managed::start(shell(script), nobody().await, &tasks, stop.clone());
+    let managed = Managed::start(shell(script), nobody().await, None, &tasks, stop.clone());
     Run {
         managed,
         tasks,
@@ -152,7 +152,7 @@ async fn a_program_that_does_not_exist_is_a_reason() {
         program: "/no/such/engine".into(),
         ..Command::default()
     };
-    let managed = Managed::start(command, nobody().await, &tasks, stop.clone());
+    let managed = Managed::start(command, nobody().await, None, &tasks, stop.clone());
     let mut states = managed.states();
     let ended = |s: &State| matches!(s, State::Waiting { reason, .. } if reason.contains("/no/such/engine"));
     states.wait_for(ended).await.unwrap();
@@ -170,4 +170,27 @@ fn the_pause_doubles_up_to_its_limit() {
     assert!(backoff(1) <= RESTART_MIN && backoff(1) >= RESTART_MIN / 2);
     assert!(backoff(3) > RESTART_MIN);
     assert!(backoff(1000) <= RESTART_MAX && backoff(1000) >= RESTART_MAX / 2);
+}
+
+/// Only what is surely of an earlier life is ended, and with all that it started.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn an_engine_of_an_earlier_life_ends_with_this_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = crate::state::StateDir::open(dir.path()).unwrap();
+    let file = PidFile::new(&state, 0);
+    assert!(file.earlier().is_none(), "nothing was written down");
+    let mut process = Process::spawn(&shell("sleep 60 & wait")).unwrap();
+    file.write(process.pid());
+    let earlier = file.earlier().unwrap();
+    // Its parent takes its exit status, as init does of an orphan.
+    let (_, ended) = tokio::join!(earlier.stop(STOP_ENGINE), process.ended());
+    assert!(ended.contains("15"), "{ended}");
+    assert!(file.earlier().is_none());
+
+    // The same id in another life.
+    let process = Process::spawn(&shell("sleep 60")).unwrap();
+    let other = format!("{} 1 another-boot", process.pid());
+    state.write("engine-0.pid", other.as_bytes()).unwrap();
+    assert!(file.earlier().is_none());
 }
