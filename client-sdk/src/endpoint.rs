@@ -50,7 +50,7 @@ pub enum EndpointError {
     /// Another process has the port.
     #[error(
         "UDP port {} is taken (is another agent running?): stop that process, or choose \
-         another port with `listen` in the configuration's [mesh] section",
+         another port with `[mesh] listen` in the configuration",
         addr.port()
     )]
     PortTaken {
