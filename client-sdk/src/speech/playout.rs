@@ -7,7 +7,7 @@
 //!
 //! A chunk that comes anew from another peer is collected beside what there is of it, which is
 //! played on, until there is enough to find the place where the new sound goes on
-//! ([`joint`](super::joint)).
+//! ([`super::joint`]).
 
 use super::joint::{self, FADE};
 use crate::audio::opus::{Decoder, Profile};
