@@ -270,10 +270,18 @@ impl Presence {
             Some(drain) if before.drain != Some(drain) => {
                 let (left, active) = (drain.left(), self.service.active());
                 let asking = self.client.get().map_or(0, MeshClient::running);
-                info!(why = ?drain.why, ?left, returns = drain.returns, active, asking, "draining");
+                let (why, deadline_ms) = (json!(drain.why), left.map(millis));
+                info!(
+                    why = why.as_str(),
+                    deadline_ms,
+                    returns = drain.returns,
+                    active,
+                    asking,
+                    "draining"
+                );
                 let fields = json!({
-                    "why": drain.why,
-                    "deadline_ms": left.map(millis),
+                    "why": why,
+                    "deadline_ms": deadline_ms,
                     "returns": drain.returns,
                     "active": active,
                     "asking": asking,
