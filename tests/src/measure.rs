@@ -1,5 +1,8 @@
-//! Percentiles and deadlines.
+//! Percentiles, deadlines, and trials in real time.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How often a condition is looked at.
@@ -39,6 +42,63 @@ pub fn setting(name: &str, default: u64) -> u64 {
     };
     let number = value.parse();
     number.unwrap_or_else(|e| panic!("{name}={value}: {e}"))
+}
+
+/// A thread of the system that wakes up this late has no processor to itself: what plays sound
+/// behind 80 ms cannot tell then whose fault a gap is.
+const BUSY: Duration = Duration::from_millis(20);
+
+/// Trials of something that happens in real time; an unoptimized program is not worth more.
+const TRIALS: u32 = if cfg!(debug_assertions) { 1 } else { 3 };
+
+/// Holds `trial`, which tells what it missed, to its bar: at once where the machine had time for
+/// it, else in the best of three. A debug build on a busy machine proves nothing, and says so.
+///
+/// # Panics
+/// The bar was missed.
+pub async fn in_real_time(mut trial: impl AsyncFnMut() -> Result<(), String>) {
+    let mut last = String::new();
+    for _ in 0..TRIALS {
+        let busy = Busy::watch();
+        let Err(missed) = trial().await else { return };
+        let late = busy.latest();
+        assert!(late >= BUSY, "{missed}, on a machine that had time");
+        last = format!("{missed}; the machine is too busy: a thread woke up {late:.0?} late");
+        println!("{last}");
+    }
+    if !cfg!(debug_assertions) {
+        panic!("{last}");
+    }
+}
+
+/// Notices when the machine has no processor to spare: a thread that sleeps for a moment, over
+/// and over, and measures how late it wakes up.
+struct Busy {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Duration>,
+}
+
+impl Busy {
+    fn watch() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut latest = Duration::ZERO;
+            while !stopped.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                std::thread::sleep(POLL);
+                latest = latest.max(began.elapsed() - POLL);
+            }
+            latest
+        });
+        Busy { stop, thread }
+    }
+
+    /// By how much it was too late at most.
+    fn latest(self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
 }
 
 /// Measured durations of one kind.

@@ -178,7 +178,7 @@ async fn speak(
     };
     let client = talking(&service, guest, send);
     let span = tracing::debug_span!("speech", peer = guest.member.node.short());
-    let served = voice::speak(&service, speaking, client, reader);
+    let served = voice::serve(&service, speaking, client, reader);
     Box::pin(served.instrument(span)).await;
 }
 
@@ -192,12 +192,12 @@ async fn hear(
     // First: from now on its datagrams are kept for it.
     let mic = guest.mics.open(request.utterance);
     let hearing = match service.admit_hearing(request) {
-        Ok(hearing) => hearing.for_another(),
+        Ok(hearing) => hearing.for_another(mic),
         Err(error) => return reply(&service, send, &error).await,
     };
     let client = talking(&service, guest, send);
     let span = tracing::debug_span!("hearing", peer = guest.member.node.short());
-    let served = voice::hear(&service, hearing, client, reader, mic);
+    let served = voice::serve(&service, hearing, client, reader);
     Box::pin(served.instrument(span)).await;
 }
 

@@ -65,7 +65,8 @@ impl Listener {
             until_ms,
             played_ms,
         };
-        self.stream.writer.write(&grant).await.unwrap();
+        // An agent that has said all reads no more.
+        drop(self.stream.writer.write(&grant).await);
     }
 
     /// The next frame, taken in.

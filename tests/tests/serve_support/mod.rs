@@ -2,9 +2,12 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod hearer;
 pub mod listener;
 pub mod mouth;
 pub mod peers;
+pub mod player;
+pub mod speaker;
 pub mod tap;
 pub mod twins;
 

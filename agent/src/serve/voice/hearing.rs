@@ -11,7 +11,7 @@
 //! ```
 //! [`Hearing::poll_next`] is the whole of it: it polls the engine's stream itself, in the task of
 //! whoever wants the frames. A stream over QUIC ([`stream`]) and one of this agent itself
-//! ([`super::super::Service::hear_local`]) run the same code.
+//! ([`Service::hear_local`]) run the same code.
 //!
 //! **Two orders.** The ear needs to know *now* whether somebody speaks, so it hears lost frames
 //! concealed. The engine hears the utterance as it was said: a gap is asked for ([`repairs`]) and
@@ -22,13 +22,14 @@
 //! behind that belongs to the next utterance. With `vad_ms`, what goes before the first speech is
 //! left out: a recognizer makes up words for a minute of nothing.
 //!
-//! **Speculation.** In a pause of [`SPECULATE`] the engine is asked for what it has: most engines
-//! transcribe only when they are told that this was all. One that is known to be quick is asked
-//! sooner ([`SPECULATE_QUICK`]), so that its words are there when the pause is told. Its transcript goes out as a partial one.
-//! If speech goes on it is dropped, and the engine is given everything again; if the end comes
-//! first it is the final one, without a second call, provided that every frame since then was
-//! really heard to be silent. An engine that gives partial transcripts without being asked is not
-//! asked, and nobody waits for a seat to speculate.
+//! **Speculation** ([`live`]). In a pause of [`unamesh_proto::timeouts::SPECULATE`] the engine is asked for what
+//! it has: most engines transcribe only when they are told that this was all. One that is known to
+//! be quick is asked sooner ([`unamesh_proto::timeouts::SPECULATE_QUICK`]), so that its words are there when the
+//! pause is told. Its transcript goes out as a partial one. If speech goes on it is dropped, and
+//! the engine is given everything again; if the end comes first it is the final one, without a
+//! second call, provided that every frame since then was really heard to be silent. An engine that
+//! gives partial transcripts without being asked is not asked, and nobody waits for a seat to
+//! speculate.
 //!
 //! **The seat** is taken when the engine is asked, since an engine that is sent a whole utterance
 //! is free until then; one that works while it listens needs its seat before.
@@ -36,6 +37,7 @@
 mod call;
 mod ear;
 mod engine;
+mod live;
 mod mics;
 mod repairs;
 mod stream;
@@ -43,7 +45,6 @@ mod vad;
 
 pub(super) use engine::works_live;
 pub(in super::super) use mics::{Mic, Mics};
-pub(in super::super) use stream::hear;
 
 use super::super::Service;
 use super::super::admission::Seat;
@@ -53,7 +54,7 @@ use super::super::quiet::Quiet;
 use super::super::service::Active;
 use crate::engine::registry::Picked;
 use call::Call;
-use ear::{Ear, Listened};
+use ear::Ear;
 use repairs::Repairs;
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -67,14 +68,11 @@ use unamesh_client::transport::{HearLink, LinkError};
 use unamesh_proto::jitter::{Inserted, Jitter};
 use unamesh_proto::limits::{MAX_AUDIO_FRAME, MAX_UTTERANCE_FRAMES};
 use unamesh_proto::speech::uplink::Datagram;
-use unamesh_proto::timeouts::{NO_SOUND, REPAIR, SPECULATE, SPECULATE_QUICK};
+use unamesh_proto::timeouts::{NO_SOUND, REPAIR};
 use unamesh_proto::wire::{
-    Draining, ErrorCode, HearAccepted, HearFrame, HearRequest, Phase, Progress, SilenceFor,
-    SpeechBegan, Transcript, WireError,
+    Draining, ErrorCode, HearAccepted, HearFrame, HearRequest, Phase, Progress, Transcript,
+    WireError,
 };
-
-/// Frames that the ear hears in one go: some milliseconds' work.
-const BURST: usize = 200;
 
 /// An utterance that is being heard.
 pub(in super::super) struct Hearing {
@@ -165,12 +163,6 @@ impl Hearing {
             request,
             picked,
         })
-    }
-
-    /// It is asked by another member.
-    pub fn for_another(mut self) -> Self {
-        self.hang = Hang::of(self.service.drills());
-        self
     }
 
     // ----- sound ------------------------------------------------------------------------
@@ -295,111 +287,6 @@ impl Hearing {
             return Poll::Ready(HearFrame::Error(fault));
         }
         self.out.pop_front().map_or(Poll::Pending, Poll::Ready)
-    }
-
-    // ----- the live order ---------------------------------------------------------------
-
-    /// Hears what is here, and asks for what is lost.
-    fn listen(&mut self, cx: &mut Context<'_>) {
-        let now = clock::mono();
-        let questions = std::iter::from_fn(|| self.repairs.next(&mut self.jitter, now));
-        self.out.extend(questions.map(HearFrame::Missing));
-        let mut due = self.repairs.due();
-        for left in (0..BURST).rev() {
-            if self.end.is_some_and(|end| self.ear.at() >= end) {
-                break;
-            }
-            match self.ear.listen(&mut self.jitter, now) {
-                Ok(Listened::Frame(began)) => self.judge(began),
-                Ok(Listened::Wait(until)) => {
-                    due = due.into_iter().chain(until).min();
-                    self.at_the_edge();
-                    break;
-                }
-                Err((frame, error)) => {
-                    self.fault = Some(no_speech(frame, &error));
-                    return;
-                }
-            }
-            if left == 0 {
-                cx.waker().wake_by_ref();
-            }
-        }
-        if let Some(due) = due {
-            self.alarm.as_mut().reset(clock::instant(due));
-            if self.alarm.as_mut().poll(cx).is_ready() {
-                cx.waker().wake_by_ref();
-            }
-        }
-    }
-
-    /// One frame more was heard.
-    fn judge(&mut self, began: bool) {
-        let frame = self.ear.at().saturating_sub(1);
-        if began {
-            self.began.get_or_insert(frame);
-            self.out.push_back(HearFrame::Began(SpeechBegan { frame }));
-            self.told = Duration::ZERO;
-        }
-        // Also after a gap that was too short for a pause, of which nobody was told.
-        if began || (self.guessed && self.ear.silence().is_zero()) {
-            self.guessed = false;
-            self.goes_on();
-        }
-        let limit = Duration::from_millis(self.request.vad_ms.into());
-        let silent = self.ear.silence() >= limit && !self.ear.is_rising();
-        let over = !limit.is_zero() && self.began.is_some() && silent;
-        if over && self.end.is_none() {
-            self.end = Some(self.ear.at());
-            self.heard = Instant::now();
-        }
-    }
-
-    /// Everything that came was heard. A pause in the middle of what comes faster than it was
-    /// said is none.
-    fn at_the_edge(&mut self) {
-        let silence = self.ear.silence();
-        if self.end.is_some() {
-            return;
-        }
-        if silence >= self.told + SPECULATE {
-            self.told = silence;
-            let ms = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
-            self.out.push_back(HearFrame::Silence(SilenceFor { ms }));
-        }
-        let due = match self.is_quick() {
-            true => SPECULATE_QUICK,
-            false => SPECULATE,
-        };
-        // Nobody would hear of it, or the end is as near.
-        let vad = Duration::from_millis(self.request.vad_ms.into());
-        if silence < due || self.guessed || !(self.request.partials || vad > SPECULATE) {
-            return;
-        }
-        match std::mem::replace(&mut self.work, Work::Idle) {
-            Work::Listening(call) if !call.tells() => {
-                self.guessed = true;
-                self.work = Work::Asking(call, self.ear.at());
-            }
-            other => self.work = other,
-        }
-    }
-
-    /// Somebody speaks again: what the engine was asked for is worth nothing.
-    fn goes_on(&mut self) {
-        match std::mem::replace(&mut self.work, Work::Idle) {
-            Work::Asking(call, _) if call.asked().is_none() => self.work = Work::Listening(call),
-            Work::Asking(..) | Work::Answered(..) => self.let_go(),
-            other => self.work = other,
-        }
-    }
-
-    /// Lets the engine's call go; it is to hear everything anew.
-    fn let_go(&mut self) {
-        self.work = Work::Idle;
-        if !works_live(self.picked.engine.kind()) {
-            self.seat = None;
-        }
     }
 
     // ----- what is told -----------------------------------------------------------------

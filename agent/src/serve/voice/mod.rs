@@ -7,22 +7,19 @@
 //! ```
 //! - [`speaking`]: one text as its frames, whoever polls them.
 //! - [`hearing`]: one utterance as its frames, and all that belongs to it.
-//! - [`stream`]: the same for a client elsewhere: frames out, grants in.
+//! - [`stream`]: either for a client elsewhere: frames out, its words in.
 
-mod chunks;
 mod hearing;
-mod meter;
 mod speaking;
 mod stream;
-mod track;
 
-pub(super) use hearing::{Hearing, Mics, hear};
+pub(super) use hearing::{Hearing, Mics};
 pub(super) use speaking::Speaking;
-pub(super) use stream::speak;
+pub(super) use stream::serve;
 
 use super::Service;
-use chunks::Chunks;
 use hearing::works_live;
+use speaking::Chunks;
 use std::sync::Arc;
 use unamesh_client::transport::{HearLink, LinkError, SpeakLink};
 use unamesh_proto::wire::{ErrorCode, HearRequest, SpeakRequest, WireError};

@@ -9,6 +9,7 @@
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use tokio::sync::mpsc;
 use unamesh_proto::limits::{MAX_EARLY_DATAGRAMS, MAX_WAITING_DATAGRAMS};
 use unamesh_proto::speech::uplink::{Datagram, DatagramError};
@@ -123,11 +124,10 @@ pub(in super::super::super) struct Mic {
 
 impl Mic {
     /// The next datagram. Pending for good once another stream listens to the utterance.
-    /// Cancel-safe.
-    pub async fn next(&mut self) -> Bytes {
-        match self.datagrams.recv().await {
-            Some(bytes) => bytes,
-            None => std::future::pending().await,
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        match ready!(self.datagrams.poll_recv(cx)) {
+            Some(bytes) => Poll::Ready(bytes),
+            None => Poll::Pending,
         }
     }
 

@@ -5,7 +5,7 @@ use unamesh_proto::speech::text::Splitter;
 
 /// A piece of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Chunk {
+pub(in super::super) struct Chunk {
     /// Its characters.
     pub range: Range<u32>,
     /// What the engine is given; empty if there is nothing to say.
@@ -14,7 +14,7 @@ pub(super) struct Chunk {
 
 /// The pieces of a text, from one of them on. Each is cut when it is asked for.
 #[derive(Debug)]
-pub(super) struct Chunks {
+pub(in super::super) struct Chunks {
     splitter: Splitter,
     /// The first, which was cut to find where it begins.
     first: Option<Chunk>,
