@@ -7,10 +7,10 @@ use super::openai_speech::voices;
 use super::refusal::{refusal, unreachable};
 use super::request::Object;
 use super::sounding::{Reader, run};
-use super::speech::{SpeechCall, SpeechStream, refused};
+use super::speech::{SpeechCall, SpeechStream, Voice, check_voice, refused};
 use super::{Engine, EngineError, EngineInfo, EngineStream, MAX_ERROR_BODY};
 use serde_json::Value;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use unamesh_client::audio::pcm::Format;
 use unamesh_proto::timeouts::ENGINE_HEALTH;
 use unamesh_proto::wire::{EngineKind, GenerateRequest, Health, ModelAdvert, ModelKind};
@@ -27,13 +27,23 @@ pub struct Chatterbox {
     name: String,
     http: Http,
     slots: u16,
+    voices: Mutex<Vec<Voice>>,
 }
 
 impl Chatterbox {
     /// An adapter named `name`.
     pub fn new(name: String, http: Http, slots: Option<u16>) -> Self {
-        let slots = slots.unwrap_or(SLOTS);
-        Chatterbox { name, http, slots }
+        Chatterbox {
+            name,
+            http,
+            slots: slots.unwrap_or(SLOTS),
+            voices: Mutex::default(),
+        }
+    }
+
+    /// As listed last: for a voice that it does not have it takes its default.
+    fn known(&self) -> MutexGuard<'_, Vec<Voice>> {
+        self.voices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,6 +75,10 @@ impl Engine for Chatterbox {
         let model = ["type", "model", "name"]
             .iter()
             .find_map(|k| info[*k].as_str());
+        let listed = voices(&self.http).await;
+        // A list that is late is the one from before.
+        let voices = listed.unwrap_or_else(|_| self.known().clone());
+        self.known().clone_from(&voices);
         Ok(EngineInfo {
             health: if loaded { Health::Ok } else { Health::Starting },
             slots: self.slots,
@@ -72,7 +86,7 @@ impl Engine for Chatterbox {
                 kind: ModelKind::Tts,
                 ..advert(model.unwrap_or(MODEL).to_owned())
             }],
-            voices: voices(&self.http).await.unwrap_or_default(),
+            voices,
             version: info["version"].as_str().unwrap_or_default().to_owned(),
         })
     }
@@ -83,6 +97,7 @@ impl Engine for Chatterbox {
 
     async fn speak(&self, call: SpeechCall) -> Result<SpeechStream, EngineError> {
         call.check()?;
+        check_voice(&self.name, &call.voice, &self.known())?;
         let mut body = Object::over(call.extra()?);
         body.set("text", &call.text)?;
         body.maybe("model", (!call.model.is_empty()).then_some(&call.model))?;

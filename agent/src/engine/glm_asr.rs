@@ -23,6 +23,7 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use unamesh_proto::limits::MAX_ENGINE_MESSAGE;
@@ -251,6 +252,12 @@ impl Hearing {
                 Ok(Some(HearEvent::Progress))
             }
             Heard::Message(Some(Ok(Message::Text(text)))) => self.message(&text),
+            // What it did not come to would be missing.
+            Heard::Message(Some(Ok(Message::Close(Some(close)))))
+                if !matches!(close.code, CloseCode::Normal | CloseCode::Away) =>
+            {
+                Err(self.failed(format!("closed with code {}", u16::from(close.code))))
+            }
             Heard::Message(None | Some(Ok(Message::Close(_)))) => match self.sound {
                 None if self.finals > 0 => Ok(Some(self.transcript())),
                 _ => Err(self.failed("closed without a transcript".to_owned())),

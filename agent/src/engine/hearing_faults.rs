@@ -13,6 +13,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_tungstenite::accept_async;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use unamesh_proto::wire::EngineKind;
 
 const PATH: &str = "/v1/audio/transcriptions";
@@ -102,6 +104,24 @@ async fn uploads_with_events() {
         matches!(end_of, Err(EngineError::Failed { .. })),
         "half is no transcript"
     );
+    // Each segment as an event of its own, and nothing behind the last.
+    let event = |json: &str| chunk(format!("data: {json}\n\n").as_bytes());
+    let segments = [r#"{"text":"Hello there."}"#, r#"{"text":"How are you?"}"#];
+    let acts = |last: Act| vec![head(), event(segments[0]), event(segments[1]), last];
+    let (partials, end_of) = upload(EngineKind::OpenAiSpeech, acts(end())).await;
+    assert_eq!(partials.len(), 2);
+    assert_eq!(
+        end_of,
+        Ok(HearEvent::bare("Hello there. How are you?")),
+        "every segment counts"
+    );
+    let (_, end_of) = upload(EngineKind::OpenAiSpeech, acts(Act::Close)).await;
+    assert!(matches!(end_of, Err(EngineError::Failed { .. })));
+    // Deltas, and then all of it.
+    let all = event(r#"{"text":"Hello."}"#);
+    let acts = vec![head(), event(r#"{"delta":"Hel"}"#), all, end()];
+    let (_, end_of) = upload(EngineKind::OpenAiSpeech, acts).await;
+    assert_eq!(end_of, Ok(HearEvent::bare("Hello.")));
 }
 
 #[tokio::test]
@@ -154,7 +174,8 @@ async fn wyoming(heard: &'static str) -> (url::Url, JoinSet<()>) {
                     let _ = socket.write_all((head + &info).as_bytes()).await;
                     break;
                 }
-                if has(&seen, b"audio-stop") {
+                let all = has(&seen, b"audio-stop");
+                if all || (heard.contains("early") && has(&seen, b"audio-chunk")) {
                     let _ = socket.write_all(heard.as_bytes()).await;
                     break;
                 }
@@ -198,8 +219,31 @@ async fn wyoming_transcribes() {
     }
 }
 
+/// A transcript of less than was said is none.
+#[tokio::test]
+async fn a_transcript_before_the_end_of_the_sound_is_an_error() {
+    let early = "{\"type\":\"transcript\",\"data\":{\"text\":\"early\"}}\n";
+    let (url, _task) = wyoming(early).await;
+    let engine = engine_at(&url, EngineKind::Wyoming);
+    let (tx, sound) = mpsc::channel(1);
+    tx.send(vec![1; 320]).await.unwrap();
+    let mut stream = engine.hear(call(), sound).await.unwrap();
+    let Some(Err(EngineError::Failed { reason, .. })) = stream.next().await else {
+        panic!("more sound was to come");
+    };
+    assert!(reason.contains("before the sound"), "{reason}");
+    drop(tx);
+}
+
 /// A GLM-ASR server: says `heard` after the end of the sound, and closes.
 async fn glm(heard: Vec<&'static str>) -> (Vec<String>, Result<HearEvent, EngineError>) {
+    glm_that_closes(heard, None).await
+}
+
+async fn glm_that_closes(
+    heard: Vec<&'static str>,
+    with: Option<CloseFrame>,
+) -> (Vec<String>, Result<HearEvent, EngineError>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap())
         .parse()
@@ -221,7 +265,7 @@ async fn glm(heard: Vec<&'static str>) -> (Vec<String>, Result<HearEvent, Engine
         for text in heard {
             let _ = socket.send(Message::text(text)).await;
         }
-        let _ = socket.close(None).await;
+        let _ = socket.close(with).await;
     });
     let engine = engine_at(&url, EngineKind::GlmAsr);
     follow(engine.hear(call(), sound().await).await.unwrap()).await
@@ -259,6 +303,16 @@ async fn glm_asr_streams() {
         Ok(HearEvent::bare("Hello.")),
         "closing ends it too"
     );
+    // The sentences behind the first are lost with the server.
+    let broken = CloseFrame {
+        code: CloseCode::Error,
+        reason: "out of memory".into(),
+    };
+    let (_, end) = glm_that_closes(vec![open], Some(broken)).await;
+    let Err(EngineError::Failed { reason, .. }) = end else {
+        panic!("{end:?}")
+    };
+    assert!(reason.contains("1011"), "{reason}");
     let fatal = r#"{"type":"error","code":"x","message":"no GPU","recoverable":false}"#;
     for fault in [vec![fatal], vec![], vec!["{"]] {
         let (_, end) = glm(fault).await;

@@ -14,7 +14,7 @@
 //! objects with `voice_id`, `id` or `name`.
 
 use super::hearing::{HearCall, HearStream, Sound};
-use super::http::{Http, Reply};
+use super::http::{Http, HttpError, Reply};
 use super::openai::advert;
 use super::refusal::{refusal, unreachable};
 use super::request::Object;
@@ -129,7 +129,6 @@ impl OpenAiSpeech {
     /// # Errors
     /// It says that it cannot work, or says nothing.
     async fn health(&self) -> Result<(), EngineError> {
-        use super::http::HttpError;
         match self.http.get::<Value>("/health", ENGINE_HEALTH).await {
             Ok(Ok(health)) if health["model_loaded"] == false => Err(EngineError::Failed {
                 engine: self.name.clone(),
@@ -174,10 +173,12 @@ impl Engine for OpenAiSpeech {
     async fn describe(&self) -> Result<EngineInfo, EngineError> {
         self.health().await?;
         let models = self.models().await?;
-        let voices = match self.speaks() {
-            true => voices(&self.http).await.unwrap_or_default(),
-            false => Vec::new(),
+        let listed = match self.speaks() {
+            true => voices(&self.http).await,
+            false => Ok(Vec::new()),
         };
+        // A list that is late is the one from before: without it any voice would do.
+        let voices = listed.unwrap_or_else(|_| self.shared().voices.clone());
         self.shared().voices.clone_from(&voices);
         Ok(EngineInfo {
             health: Health::Ok,
@@ -281,7 +282,7 @@ fn read(engine: &str, call: &SpeechCall, asked: Asked, reply: Reply) -> (SpeechS
         .and_then(|extra| extra.get("response_format"));
     let pcm = chosen.map_or(asked == Asked::Pcm, |format| format.get() == "\"pcm\"");
     let kind = reply.content_type.as_deref().unwrap_or_default();
-    // Samples of a rate that nobody tells are OpenAI's; MP3 taken for samples would be noise.
+    // Samples of a rate that nobody tells are OpenAI's; MP3 taken for them would be noise.
     let raw = raw_format(kind).or((pcm && !is_compressed(kind)).then_some(PCM));
     let reader = Reader::new(engine, call, raw);
     (run(reply.body, reader), reply.whole)
@@ -334,16 +335,27 @@ fn learn(stream: SpeechStream, key: (String, String), shared: Arc<Mutex<Shared>>
         .boxed()
 }
 
-/// The voices of a server, wherever and however it lists them.
-pub async fn voices(http: &Http) -> Option<Vec<Voice>> {
+/// The voices of a server, wherever and however it lists them; none if it lists none.
+///
+/// # Errors
+/// It does not answer now.
+pub async fn voices(http: &Http) -> Result<Vec<Voice>, HttpError> {
     for path in ["/v1/audio/voices", "/voices"] {
-        if let Ok(Ok(list)) = http.get::<Value>(path, ENGINE_HEALTH).await
-            && let Some(voices) = read_voices(&list)
-        {
-            return Some(voices);
+        match http.get::<Value>(path, ENGINE_HEALTH).await {
+            Ok(Ok(list)) => {
+                if let Some(voices) = read_voices(&list) {
+                    return Ok(voices);
+                }
+            }
+            Ok(Err((status, _))) if status.is_server_error() && !missing(status.as_u16()) => {
+                return Err(HttpError::Broken(status.to_string()));
+            }
+            // There is no such path, or a page for people.
+            Ok(Err(_)) | Err(HttpError::Rubbish(_)) => {}
+            Err(error) => return Err(error),
         }
     }
-    None
+    Ok(Vec::new())
 }
 
 /// Reads `{"voices": [..]}`, `{"data": [..]}` or a bare array of words or objects.

@@ -1,9 +1,9 @@
 //! From the bytes of an engine that speaks to speech events: one reader for all APIs.
 //!
 //! What comes is believed rather than what was asked for or announced: Piper sends WAV as
-//! `text/html`, others send errors as JSON with status 200 or WAV where raw samples were asked
-//! for. So the first four bytes decide. The rate and the format come from the WAV's header, or
-//! from whoever knows what the raw samples are. Samples are handed out as they come.
+//! `text/html`, others send errors in words with status 200 or WAV where raw samples were asked
+//! for. So the first bytes decide ([`MARK`]). The rate and the format come from the WAV's header,
+//! or from whoever knows what the raw samples are. Samples are handed out as they come.
 //!
 //! An end without sound, a WAV that is cut off, silence where there are words to say and speech
 //! that never ends are errors; what was handed out before stays good.
@@ -20,6 +20,9 @@ use unamesh_proto::limits::{MAX_SPEECH_SECONDS, MAX_SPEECH_SECONDS_PER_CHAR};
 
 /// No voice is as quiet as this all the time; dither and a filter's ringing are.
 const SILENT: u16 = 32;
+/// Bytes by which an answer is told apart. So many of raw speech are never all printable: eight
+/// samples, each louder than a quarter of what there is.
+const MARK: usize = 16;
 /// What was mistaken for samples would be noise in somebody's ear.
 const COMPRESSED: [(&[u8], &str); 4] = [
     (b"ID3", "MP3"),
@@ -100,12 +103,11 @@ impl Reader {
         match &mut self.state {
             State::Start(head, raw) => {
                 head.extend_from_slice(bytes);
-                if head.len() < 4 {
+                if head.len() < MARK {
                     return Ok(());
                 }
                 let (head, raw) = (std::mem::take(head), *raw);
-                self.state = self.decide(&head, raw)?;
-                return self.push(&head, out);
+                return self.begin(&head, raw, out);
             }
             State::Words(words) => {
                 let room = MAX_ERROR_BODY.saturating_sub(words.len());
@@ -125,14 +127,20 @@ impl Reader {
         self.hand_out(out)
     }
 
-    /// The engine has ended.
+    /// The engine has ended: the last events.
     ///
     /// # Errors
     /// Too early, or without having said anything.
-    pub fn finish(&mut self) -> Result<SpeechEvent, EngineError> {
+    pub fn finish(&mut self, out: &mut Out) -> Result<(), EngineError> {
+        if let State::Start(head, raw) = &mut self.state {
+            let (head, raw) = (std::mem::take(head), *raw);
+            if head.is_empty() {
+                return Err(self.failed("no audio came"));
+            }
+            self.begin(&head, raw, out)?;
+        }
         match &self.state {
-            State::Start(head, _) if head.is_empty() => Err(self.failed("no audio came")),
-            State::Start(..) => Err(self.failed("the audio ends within its first bytes")),
+            State::Start(..) => Err(self.failed("no audio came")),
             State::Words(words) => Err(self.complaint(words)),
             State::Wav(parser) => parser.finish().map_err(|e| self.failed(e)),
             State::Raw(_) if self.samples == 0 => Err(self.failed("no audio came")),
@@ -144,9 +152,16 @@ impl Reader {
         if self.audible && self.peak < SILENT {
             return Err(self.failed("only silence came"));
         }
-        Ok(SpeechEvent::Done {
+        out.push_back(SpeechEvent::Done {
             samples: self.samples,
-        })
+        });
+        Ok(())
+    }
+
+    /// The first bytes are here, or all that there are.
+    fn begin(&mut self, head: &[u8], raw: Option<Format>, out: &mut Out) -> Result<(), EngineError> {
+        self.state = self.decide(head, raw)?;
+        self.push(head, out)
     }
 
     fn decide(&self, head: &[u8], raw: Option<Format>) -> Result<State, EngineError> {
@@ -156,12 +171,9 @@ impl Reader {
         if let Some((_, name)) = COMPRESSED.iter().find(|(mark, _)| head.starts_with(mark)) {
             return Err(self.failed(format!("sent {name}; WAV or PCM was asked for")));
         }
-        // Raw speech begins near silence: not with two samples that read `{"` and a letter.
-        let json = head.starts_with(b"{") && head[1].is_ascii() && !head[1].is_ascii_alphanumeric();
+        let words = |byte: &u8| matches!(byte, b' '..=b'~' | b'\t' | b'\n' | b'\r');
         match raw {
-            _ if json && (raw.is_none() || matches!(head[1], b'"' | b' ' | b'\n' | b'\r')) => {
-                Ok(State::Words(Vec::new()))
-            }
+            _ if head.iter().take(MARK).all(words) => Ok(State::Words(Vec::new())),
             Some(format) => Bytes::new(format)
                 .map(State::Raw)
                 .map_err(|e| self.failed(e)),
@@ -251,6 +263,7 @@ pub fn run(source: impl Source, reader: Reader) -> SpeechStream {
         reader,
         out: Out::new(),
         end: None,
+        read: false,
         over: false,
     };
     stream::unfold(Box::new(running), |mut running| async move {
@@ -266,6 +279,8 @@ struct Running<S> {
     out: Out,
     /// What comes after all that is in `out`.
     end: Option<EngineError>,
+    /// The source has no more.
+    read: bool,
     over: bool,
 }
 
@@ -275,18 +290,18 @@ impl<S: Source> Running<S> {
             if let Some(event) = self.out.pop_front() {
                 return Some(Ok(event));
             }
-            if let Some(error) = self.end.take() {
+            if self.read || self.end.is_some() {
                 self.over = true;
-                return Some(Err(error));
+                return self.end.take().map(Err);
             }
-            match self.source.more(&mut self.reader, &mut self.out).await {
-                Ok(true) => {}
+            let more = match self.source.more(&mut self.reader, &mut self.out).await {
                 Ok(false) => {
-                    self.over = true;
-                    return Some(self.reader.finish());
+                    self.read = true;
+                    self.reader.finish(&mut self.out)
                 }
-                Err(error) => self.end = Some(error),
-            }
+                more => more.map(drop),
+            };
+            self.end = more.err();
         }
         None
     }

@@ -167,6 +167,8 @@ async fn words_instead_of_sound_are_errors() {
         "{end:?}"
     );
     let (.., end) = play(whole(b"<html>oops"), call("Hello.")).await;
+    assert!(reason(end).contains("words instead of sound"));
+    let (.., end) = play(whole(b"\xff\xfb\x90\x64"), call("Hello.")).await;
     assert!(reason(end).contains("not a WAV"));
     let pcm = SpeechCall {
         extra: r#"{"response_format":"pcm"}"#.into(),
@@ -174,8 +176,28 @@ async fn words_instead_of_sound_are_errors() {
     };
     let (.., end) = play(whole(b"ID3\x04rest"), pcm.clone()).await;
     assert!(reason(end).contains("MP3"));
-    let (.., end) = play(whole(sorry), pcm).await;
-    assert!(reason(end).contains("CUDA"));
+    // Where raw samples were asked for, all of these would be noise in somebody's ear.
+    let list = br#"[{"msg":"the queue is full"}]"#;
+    let pretty = b"{\n    \"error\": {\"message\": \"CUDA\"}\n}";
+    for (words, told) in [
+        (&sorry[..], "CUDA"),
+        (pretty, "CUDA"),
+        (list, "the queue is full"),
+        (b"Internal Server Error", "words instead of sound"),
+        (b"oops", "words instead of sound"),
+    ] {
+        let (_, heard, end) = play(whole(words), pcm.clone()).await;
+        assert!(heard.is_empty());
+        let reason = reason(end);
+        assert!(reason.contains(told), "{reason}");
+    }
+    // Whatever raw speech begins with, it is heard.
+    for start in [[0; 16], [0x7b; 16].map(|b| b | 0x80), *b"{\"\0\0rest of it  "] {
+        let mut sound = start.to_vec();
+        sound.extend(loud(8));
+        let (_, heard, end) = play(whole(&sound), pcm.clone()).await;
+        assert_eq!((heard.len(), end), (16, Ok(16)));
+    }
 }
 
 #[tokio::test]
@@ -230,6 +252,38 @@ async fn a_voice_that_vanished_is_never_replaced() {
     assert!(engine.speak(in_voice("Carter")).await.is_ok());
     let gone = engine.speak(in_voice("joe")).await.err().unwrap();
     assert!(matches!(gone, EngineError::UnknownVoice { .. }));
+
+    // Chatterbox likewise.
+    let info = reply(200, r#"{"loaded":true}"#);
+    let list = reply(200, r#"{"voices":["Emily"]}"#);
+    let double = Double::of(vec![
+        ("/api/model-info", vec![Act::Say(info)]),
+        ("/voices", vec![Act::Say(list)]),
+        ("/tts", whole(&wav(1, 16, 24_000, &loud(10)))),
+    ])
+    .await;
+    let engine = double.engine(EngineKind::Chatterbox);
+    engine.describe().await.unwrap();
+    assert!(engine.speak(in_voice("Emily")).await.is_ok());
+    let gone = engine.speak(in_voice("joe")).await.err().unwrap();
+    assert!(matches!(gone, EngineError::UnknownVoice { .. }));
+}
+
+/// A busy server that answers late has the voices that it had.
+#[tokio::test]
+async fn a_late_list_of_voices_is_the_one_from_before() {
+    use super::http::Http;
+    use super::openai_speech::voices;
+    let list = reply(200, r#"["Carter"]"#);
+    let lists = Double::of(vec![("/v1/audio/voices", vec![Act::Say(list)])]).await;
+    let of = async |double: &Double| voices(&Http::new(&double.url, None).unwrap()).await;
+    assert_eq!(of(&lists).await, Ok(vec![Voice::named("Carter")]));
+    let none = Double::of(vec![("/x", vec![])]).await;
+    assert_eq!(of(&none).await, Ok(Vec::new()));
+    for busy in [Act::Say(reply(503, "{}")), Act::Close] {
+        let busy = Double::of(vec![("/v1/audio/voices", vec![busy])]).await;
+        assert!(of(&busy).await.is_err());
+    }
 }
 
 #[tokio::test]

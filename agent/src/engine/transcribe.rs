@@ -3,7 +3,8 @@
 //! The whole utterance is one WAV in one request, so it is collected until its end (at most
 //! [`MAX_HEARD_SECONDS`]); a length must stand in the head, since the small servers read no
 //! chunked uploads. Partial transcripts come as server-sent events from those that stream
-//! (OpenAI's and speaches' deltas, vLLM's choices).
+//! (OpenAI's and speaches' deltas, vLLM's choices; faster-whisper-server's and older speaches'
+//! segments, which are bare texts without a mark behind the last).
 //!
 //! whisper.cpp and faster-whisper take the model as `model` or `model_name`, ignore what they do
 //! not know and tell words in `verbose_json`; vLLM knows `json` alone.
@@ -63,16 +64,35 @@ struct Hearing {
 
 enum State {
     Listening(Sound, Form),
-    /// The answer streams; the text so far.
-    Reading(Lines, String),
+    /// The answer streams.
+    Reading(Lines, Said),
     Over,
+}
+
+/// What a streamed answer has said so far.
+#[derive(Default)]
+struct Said {
+    text: String,
+    /// In deltas, behind which there must be a mark.
+    deltas: bool,
+}
+
+impl Said {
+    /// Appends a segment, a part of the text that is whole by itself.
+    fn segment(&mut self, text: &str) {
+        let apart = |c: char| c.is_whitespace();
+        if !self.text.is_empty() && !self.text.ends_with(apart) && !text.starts_with(apart) {
+            self.text.push(' ');
+        }
+        self.text.push_str(text);
+    }
 }
 
 impl Hearing {
     async fn next(&mut self) -> Option<Result<HearEvent, EngineError>> {
         let item = match std::mem::replace(&mut self.state, State::Over) {
             State::Listening(sound, form) => self.ask(sound, form).await,
-            State::Reading(lines, text) => self.read(lines, text).await,
+            State::Reading(lines, said) => self.read(lines, said).await,
             State::Over => return None,
         };
         Some(item)
@@ -97,7 +117,7 @@ impl Hearing {
         }
         let events = |kind: &String| kind.starts_with("text/event-stream");
         if reply.content_type.as_ref().is_some_and(events) {
-            self.state = State::Reading(Lines::new(reply.body), String::new());
+            self.state = State::Reading(Lines::new(reply.body), Said::default());
             return Ok(HearEvent::Progress);
         }
         self.whole(reply.body).await
@@ -142,14 +162,18 @@ impl Hearing {
         })
     }
 
-    async fn read(&mut self, mut lines: Lines, mut text: String) -> Result<HearEvent, EngineError> {
+    async fn read(&mut self, mut lines: Lines, mut said: Said) -> Result<HearEvent, EngineError> {
         loop {
             let line = lines.next().await.map_err(|e| cut(&self.engine, e))?;
             let data = match line.map(sse) {
+                // Segments just end; a connection that breaks is an error by itself.
+                None if !said.deltas && !said.text.is_empty() => {
+                    return Ok(HearEvent::bare(&said.text));
+                }
                 // vLLM ends with `[DONE]`, others with an event that holds all; one that just
                 // ends was cut off.
                 None => return Err(super::stream::ended_early(&self.engine)),
-                Some(Sse::Data("[DONE]")) => return Ok(HearEvent::bare(&text)),
+                Some(Sse::Data("[DONE]")) => return Ok(HearEvent::bare(&said.text)),
                 Some(Sse::Data(data)) => data,
                 Some(_) => continue,
             };
@@ -157,21 +181,29 @@ impl Hearing {
             if let Some(error) = event.get("error") {
                 return Err(complaint(&self.engine, &self.model, error));
             }
-            let done = event["type"] == "transcript.text.done";
-            if done || (event["type"].is_null() && event["text"].is_string()) {
+            let bare = event["text"]
+                .as_str()
+                .filter(|_| event["type"].is_null());
+            // Behind deltas a text is all of it.
+            if event["type"] == "transcript.text.done" || (bare.is_some() && said.deltas) {
                 return self.transcript(&event);
             }
             let delta = event["delta"].as_str();
             let delta = delta.or_else(|| event["choices"][0]["delta"]["content"].as_str());
-            if let Some(delta) = delta.filter(|d| !d.is_empty()) {
-                text.push_str(delta);
-                if text.len() > MAX_ENGINE_BODY {
-                    return Err(self.failed("its transcript has no end"));
+            match (bare.filter(|t| !t.is_empty()), delta.filter(|d| !d.is_empty())) {
+                (Some(segment), _) => said.segment(segment),
+                (None, Some(delta)) => {
+                    said.text.push_str(delta);
+                    said.deltas = true;
                 }
-                let partial = text.trim().to_owned();
-                self.state = State::Reading(lines, text);
-                return Ok(HearEvent::Partial { text: partial });
+                (None, None) => continue,
             }
+            if said.text.len() > MAX_ENGINE_BODY {
+                return Err(self.failed("its transcript has no end"));
+            }
+            let text = said.text.trim().to_owned();
+            self.state = State::Reading(lines, said);
+            return Ok(HearEvent::Partial { text });
         }
     }
 
@@ -192,8 +224,10 @@ struct Form {
     heard: bool,
 }
 
-/// Bytes of the WAV's head that [`stream_header`] makes.
+/// Where lengths stand in the WAV's head that [`stream_header`] makes: the second is its end.
 const LENGTHS: [usize; 2] = [4, 40];
+/// Bytes of that head.
+const WAV_HEAD: usize = LENGTHS[1] + 4;
 
 impl Form {
     fn of(api: Api, call: &HearCall) -> Result<Form, EngineError> {
@@ -261,7 +295,7 @@ impl Form {
     }
 
     fn sound(&mut self, samples: &[i16]) -> Result<(), EngineError> {
-        let limit = MAX_HEARD_SECONDS * RATE as usize * 2;
+        let limit = MAX_HEARD_SECONDS * RATE as usize * 2 + WAV_HEAD;
         if self.bytes.len() - self.wav + samples.len() * 2 > limit {
             return Err(EngineError::Invalid {
                 message: format!("an utterance of more than {MAX_HEARD_SECONDS} s"),
@@ -337,6 +371,19 @@ mod tests {
             .unwrap();
         parser.finish().unwrap();
         assert_eq!((out.len(), parser.format().unwrap().rate), (3, RATE));
+    }
+
+    #[test]
+    fn the_longest_utterance_fits_to_the_sample() {
+        let mut form = Form::of(Api::OpenAi, &HearCall::default()).unwrap();
+        let second = vec![1; RATE as usize];
+        for _ in 0..MAX_HEARD_SECONDS {
+            form.sound(&second).unwrap();
+        }
+        assert!(matches!(
+            form.sound(&[1]),
+            Err(EngineError::Invalid { message, .. }) if message.contains("900 s")
+        ));
     }
 
     #[test]

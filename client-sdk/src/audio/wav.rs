@@ -14,6 +14,8 @@
 //! - an error page or JSON instead of a WAV: [`WavError::NotWav`] as soon as four bytes show it;
 //! - a header that contradicts itself (bytes a second, bytes of a frame): an error, since one
 //!   of its numbers is wrong and the wrong guess would be heard;
+//! - samples behind the promised length, because the header was made for the first sentence only:
+//!   an error, since nobody can tell them from a chunk of a strange name;
 //! - an end before the promised length, or in the middle of a sample: everything up to there
 //!   was handed out, and [`Parser::finish`] says what is missing.
 
@@ -68,6 +70,9 @@ pub enum WavError {
     /// The header goes on for longer than [`MAX_WAV_HEAD`].
     #[error("the WAV's header is longer than {MAX_WAV_HEAD} bytes")]
     HeadTooLong,
+    /// More bytes follow the samples than were promised, and are no chunk.
+    #[error("bytes follow the WAV's samples that are no part of it: {0:02x?}")]
+    Stray([u8; 4]),
     /// A second WAV behind the first has another format.
     #[error("the WAV's format changes in the middle")]
     FormatChanged,
@@ -198,7 +203,12 @@ impl Parser {
         pcm.push(now, out);
         self.samples += (out.len() - before) as u64;
         self.overhead = 0;
-        self.state = match left.map(|left| left - take as u32) {
+        let left = left.map(|left| left - take as u32);
+        if left == Some(0) && pcm.partial() > 0 {
+            // Half a sample is none, and must not shift those of a second WAV.
+            *pcm = Bytes::new(pcm.format())?;
+        }
+        self.state = match left {
             Some(0) if padded => State::Skip(1),
             Some(0) => State::Chunk,
             left => State::Data(left, padded),
@@ -261,6 +271,15 @@ impl Parser {
 
     fn chunk(&mut self, head: &[u8]) -> Result<(), WavError> {
         let len = u32_at(head, 4);
+        // Some fill the file up with zeros.
+        let name = head.iter().take(4).all(|b| matches!(b, b' '..=b'~'));
+        if self.samples > 0
+            && let Some(start) = head.first_chunk::<4>()
+            && !name
+            && head != [0; 8]
+        {
+            return Err(WavError::Stray(*start));
+        }
         self.state = match &head[..4] {
             b"fmt " if (16..=MAX_FMT as u32).contains(&len) => State::Fmt(len),
             b"data" if self.pcm.is_none() => return Err(WavError::NoFormat),

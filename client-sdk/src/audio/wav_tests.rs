@@ -201,6 +201,30 @@ fn one_wav_behind_another_is_joined() {
 }
 
 #[test]
+fn samples_beyond_the_promised_length_are_not_lost_silently() {
+    let first = plain(&HALF);
+    let more = [first.clone(), [0x12, 0xfe].repeat(50)].concat();
+    let (result, out) = parse(&more);
+    assert_eq!(out, [0.5, -0.5]);
+    assert_eq!(result, Err(WavError::Stray([0x12, 0xfe, 0x12, 0xfe])));
+    // Zeros that fill a file up, and the line's end of a sloppy server.
+    for harmless in [&[0; 512][..], b"\r\n"] {
+        let filled = [&first[..], harmless].concat();
+        assert_eq!(parse(&filled), (Ok(()), vec![0.5, -0.5]));
+    }
+}
+
+#[test]
+fn half_a_sample_shifts_nothing_behind_it() {
+    let odd = wav(&[
+        chunk(b"fmt ", &fmt(1, 1, 16_000, 16)),
+        chunk(b"data", &[&HALF[..], &[0x55]].concat()),
+    ]);
+    let two = [odd, plain(&HALF)].concat();
+    assert_eq!(parse(&two), (Ok(()), vec![0.5, -0.5, 0.5, -0.5]));
+}
+
+#[test]
 fn what_is_no_wav_says_so() {
     assert_eq!(parse(b""), (Err(WavError::Empty), vec![]));
     assert_eq!(
