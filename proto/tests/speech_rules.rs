@@ -10,7 +10,7 @@ use unamesh_proto::speech::{Failure, hear};
 use unamesh_proto::time::Mono;
 use unamesh_proto::wire::{
     ErrorCode, HearAccepted, HearFrame, Missing, Partial, Phase, Progress, Sound, SpeakFrame,
-    SpeechAccepted, SpeechDone, SpokenMark, Transcript, WireError,
+    SpeechAccepted, SpeechBegan, SpeechDone, SpokenMark, Transcript, WireError,
 };
 
 const TEXT: &str = "one two. three four.";
@@ -318,8 +318,12 @@ struct Ear {
 impl Ear {
     /// Two peers, the first of which is asked; `frames` were said.
     fn new(frames: u32) -> Ear {
+        Ear::with(hear::Config::default(), frames)
+    }
+
+    fn with(config: hear::Config, frames: u32) -> Ear {
         let mut ear = Ear {
-            hear: hear::Hear::new(hear::Config::default(), Mono::ZERO),
+            hear: hear::Hear::new(config, Mono::ZERO),
             now: Mono::ZERO,
         };
         for _ in 0..frames {
@@ -419,6 +423,40 @@ fn a_transcript_of_less_and_a_wrong_question_are_failures() {
         }
         assert!(ear.frame(A, frame).contains(&hear::Effect::Reset(A)));
     }
+}
+
+/// An agent that finds the end tells nothing but that its engine works.
+#[test]
+fn an_engine_that_hangs_at_an_end_that_the_agent_found_is_noticed() {
+    let config = hear::Config {
+        agent_ends: true,
+        ..hear::Config::default()
+    };
+    let mut ear = Ear::with(config, 500);
+    ear.input(hear::Input::Opened(A));
+    ear.accept(A);
+    let began = SpeechBegan { frame: 400 };
+    ear.frame(A, HearFrame::Began(began));
+    // For so many seconds it is told each 100 ms; after how many was a backup wanted?
+    let mut hedged = |phase, seconds: u32| {
+        (0..seconds * 10).find(|n| {
+            ear.now = ear.now + Duration::from_millis(99);
+            let (done, total) = (500, 0);
+            let progress = Progress { phase, done, total };
+            ear.frame(A, HearFrame::Progress(progress));
+            let woken = ear.input(hear::Input::Wake);
+            assert!(ear.hear.next_wake().is_some(), "{n}");
+            woken.contains(&hear::Effect::Hedge)
+        })
+    };
+    assert_eq!(
+        hedged(Phase::Prefilling, 100),
+        None,
+        "perhaps nobody speaks"
+    );
+    // Half of the two seconds that were said.
+    let after = hedged(Phase::Generating, 100).expect("it hangs");
+    assert!((9..=12).contains(&after), "{after}");
 }
 
 #[test]

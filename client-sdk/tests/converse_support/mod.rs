@@ -384,7 +384,7 @@ impl Hearing {
     fn new(engines: &Engines, log: &Log, request: HearRequest) -> Self {
         log.lock().unwrap().hearings += 1;
         let mut link = Timed::new("hear", log, || {
-            HearFrame::Progress(progress(Phase::Generating))
+            HearFrame::Progress(progress(Phase::Prefilling))
         });
         let soon = Instant::now() + 2 * engines.one_way;
         match engines.deaf {

@@ -114,7 +114,7 @@ async fn listen(agent: &Agent, fate: &Fate, mut up: mpsc::UnboundedReceiver<Up>,
             }
             Ok(None) => return,
             Err(()) => {
-                let (phase, done, total) = (Phase::Generating, 0, 0);
+                let (phase, done, total) = (Phase::Prefilling, 0, 0);
                 send(HearFrame::Progress(Progress { phase, done, total }));
             }
         }

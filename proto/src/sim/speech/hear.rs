@@ -337,7 +337,7 @@ impl World<'_> {
         let Some(job) = self.jobs.get(&attempt) else {
             return;
         };
-        let (node, heard) = (job.node, job.heard.len());
+        let (node, heard, asked) = (job.node, job.heard.len(), job.end.is_some());
         let agent = &self.agents[node];
         if agent.dead_since.is_some() {
             return;
@@ -351,7 +351,10 @@ impl World<'_> {
                 text: heard.to_string(),
             }),
             false => HearFrame::Progress(Progress {
-                phase: Phase::Generating,
+                phase: match asked {
+                    true => Phase::Generating,
+                    false => Phase::Prefilling,
+                },
                 done: 0,
                 total: 0,
             }),

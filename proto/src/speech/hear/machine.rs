@@ -10,7 +10,7 @@ use crate::rank::Candidate;
 use crate::session::{AttemptId, Reason};
 use crate::time::Mono;
 use crate::timeouts::AUDIO_FRAME;
-use crate::wire::{HearFrame, Missing, Transcript, WireError};
+use crate::wire::{HearFrame, Missing, Phase, Transcript, WireError};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
@@ -34,6 +34,8 @@ pub struct Hear {
     frames: Outgoing,
     /// No frame follows.
     complete: bool,
+    /// The frame in which somebody began to speak, where an agent listens for that.
+    began: Option<u32>,
     /// The latest of each attempt.
     partials: BTreeMap<AttemptId, String>,
     ended: bool,
@@ -47,6 +49,7 @@ impl Hear {
             frames: Outgoing::new(config.utterance),
             config,
             complete: false,
+            began: None,
             partials: BTreeMap::new(),
             ended: false,
         }
@@ -221,6 +224,7 @@ impl Hear {
             }
             HearFrame::Began(began) => {
                 if self.leads(id) {
+                    self.began.get_or_insert(began.frame);
                     self.emit(Output::Began(began.frame));
                 }
             }
@@ -307,15 +311,16 @@ impl Hear {
         if self.ended {
             return;
         }
-        // Half of what was said; and while it is being said, for ever.
-        let patience = match self.complete {
-            true => AUDIO_FRAME * self.frames.frames() / 2,
-            false => Duration::MAX,
-        };
-        self.crew
-            .members
-            .iter_mut()
-            .for_each(|m| m.base.patience = patience);
+        // Half of what was said; and while it is being said, for ever, unless the engine works.
+        let said = self.frames.frames();
+        let said = said.saturating_sub(self.began.unwrap_or(0));
+        for m in &mut self.crew.members {
+            let works = matches!(m.base.phase, Some((Phase::Loading | Phase::Generating, _)));
+            m.base.patience = match self.complete || works {
+                true => AUDIO_FRAME * said / 2,
+                false => Duration::MAX,
+            };
+        }
         if let Some(failure) = self.crew.over.take() {
             let partials = std::mem::take(&mut self.partials).into_values();
             let partial = partials.max_by_key(String::len).unwrap_or_default();

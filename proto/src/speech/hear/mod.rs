@@ -24,7 +24,8 @@
 //! - A transcript of fewer frames than there are is wrong (the peer did not hear all), unless the
 //!   peer was asked to find the end itself ([`Config::agent_ends`]).
 //! - Before the end of the utterance no engine stalls: perhaps nobody speaks. After it a
-//!   recognizer may take half as long as the utterance lasted, if nothing else is known.
+//!   recognizer may take half as long as the speech lasted, if nothing else is known; and so it may
+//!   when its agent says that it works, which it does in a pause, or since the agent found the end.
 
 mod machine;
 
