@@ -103,11 +103,12 @@ impl Words {
         let number = |key| error.get(key).and_then(Value::as_u64);
         let small = |key| number(key).and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
         let word = |key| error.get(key).and_then(Value::as_str).map(str::to_owned);
-        let message = match error {
-            Value::String(text) => text.clone(),
-            other => word("message").unwrap_or_else(|| other.to_string()),
+        let (message, field) = match error {
+            Value::String(text) => (text.clone(), None),
+            Value::Array(list) if list.iter().any(|fault| fault["msg"].is_string()) => faults(list),
+            other => (word("message").unwrap_or_else(|| other.to_string()), None),
         };
-        let field = word("param").or_else(|| quoted_field(&message));
+        let field = word("param").or(field).or_else(|| quoted_field(&message));
         Words {
             message,
             kinds: [word("type"), word("code")].into_iter().flatten().collect(),
@@ -168,6 +169,29 @@ impl Words {
             },
         }
     }
+}
+
+/// FastAPI's list of what is wrong with which field, and the first of these. It quotes what it was
+/// given as well, which is somebody's text and stays out of it.
+fn faults(list: &[Value]) -> (String, Option<String>) {
+    let place = |fault: &Value| {
+        let steps = fault["loc"].as_array().into_iter().flatten();
+        let names = steps
+            .filter_map(Value::as_str)
+            .filter(|name| *name != "body");
+        names.collect::<Vec<_>>().join(".")
+    };
+    let mut field = None;
+    let words = list.iter().filter_map(|fault| {
+        let (place, msg) = (place(fault), fault["msg"].as_str()?);
+        if place.is_empty() {
+            return Some(msg.to_owned());
+        }
+        let words = format!("{place}: {msg}");
+        field.get_or_insert(place);
+        Some(words)
+    });
+    (words.collect::<Vec<_>>().join("; "), field)
 }
 
 /// llama.cpp names the field in its text: `Field 'temperature': ...`.
@@ -256,6 +280,20 @@ mod tests {
         assert!(matches!(read(401, "{}"), EngineError::Failed { .. }));
         let mid_stream = complaint("e", "m", &Value::from("llama runner stopped"));
         assert!(matches!(mid_stream, EngineError::Failed { .. }));
+    }
+
+    #[test]
+    fn fastapi_names_the_field_and_the_text_is_not_repeated() {
+        let body = r#"{"detail":[
+            {"type":"missing","loc":["body","voice"],"msg":"Field required",
+             "input":{"input":"my secret"}},
+            {"type":"float_type","loc":["body","speed"],"msg":"Input should be a number",
+             "input":"my secret"}]}"#;
+        let expected = EngineError::Invalid {
+            message: "voice: Field required; speed: Input should be a number".into(),
+            field: Some("voice".into()),
+        };
+        assert_eq!(read(422, body), expected);
     }
 
     #[test]
