@@ -60,7 +60,8 @@ impl History {
         join(&mut self.messages, text);
         let system = self.systems();
         let oldest = self.messages.len().saturating_sub(MAX_MESSAGES);
-        self.messages.drain(system..system + oldest);
+        let end = (system + oldest).min(self.messages.len());
+        self.messages.drain(system..end);
     }
 
     fn systems(&self) -> usize {
@@ -118,5 +119,18 @@ fn join(messages: &mut Vec<Message>, text: &str) {
             last.content.push_str(text);
         }
         _ => messages.push(Message::new(Role::User, text)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_messages_of_the_system_are_survived() {
+        let system = Message::new(Role::System, "Be brief.");
+        let mut history = History::new(vec![system; MAX_MESSAGES + 3]);
+        history.user("Hello.");
+        assert_eq!(history.shown(None).len(), MAX_MESSAGES + 3);
     }
 }
