@@ -1,10 +1,10 @@
 //! How a piece of text sounds without its marks.
 //!
-//! Markdown's marks go: emphasis, code's backticks and fences, headings' signs, bullets (a list's
-//! numbers stay), quotes' signs. A link is its text, an image its description, a bare URL is
-//! spoken without `https://`; a table's row is its cells. Emoji, HTML tags, rules and footnotes
-//! are not spoken. What is left is one line with single spaces; without a letter or a digit it is
-//! nothing.
+//! Markdown's marks go: emphasis, code's backticks (what is between them stays as it is) and
+//! fences, headings' signs, bullets (a list's numbers stay), quotes' signs. A link is its text, an
+//! image its description, a bare URL is spoken without `https://`; a table's row is its cells.
+//! Emoji, HTML tags, rules and footnotes are not spoken. What is left is one line with single
+//! spaces; without a letter or a digit it is nothing.
 
 use super::lines::{Line, Place};
 use unicode_segmentation::UnicodeSegmentation;
@@ -97,7 +97,7 @@ fn inline(text: &[char], out: &mut String) {
                 out.push(*escaped);
                 2
             }
-            ('`', _) => 1,
+            ('`', _) => code(rest, out),
             ('!', Some('[')) if link(&rest[1..]).is_some() => 1,
             ('[', _) => bracket(rest, out),
             ('<', _) => angle(rest, out),
@@ -111,6 +111,20 @@ fn inline(text: &[char], out: &mut String) {
                 1
             }
         };
+    }
+}
+
+/// Code is spoken as it stands: its `<T>` is no tag. A tick without its partner is nothing.
+fn code(rest: &[char], out: &mut String) -> usize {
+    let ticks = rest.iter().take_while(|c| **c == '`').count();
+    let after = rest.get(ticks..).unwrap_or_default();
+    let close = |part: &[char]| part.iter().all(|c| *c == '`');
+    match after.windows(ticks).position(close) {
+        Some(end) => {
+            out.extend(&after[..end]);
+            end + 2 * ticks
+        }
+        None => ticks,
     }
 }
 

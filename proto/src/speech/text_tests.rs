@@ -208,6 +208,10 @@ const CASES: &[(&str, &[&str])] = &[
         &["2 * 3 is 6, 2*3 too.", "My_var_name stays."],
     ),
     (
+        "A `Vec<String>` or ``a_`b`_c`` it is. Ok.",
+        &["A Vec<String> or a_`b`_c it is.", "Ok."],
+    ),
+    (
         "Use `a. B` and `c? D` here. Ok.",
         &["Use a. B and c? D here.", "Ok."],
     ),
