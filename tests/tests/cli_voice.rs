@@ -114,9 +114,13 @@ async fn without_an_engine_the_error_says_how_to_begin() {
 
 /// Two seconds of something that is no silence.
 fn question() -> Vec<u8> {
-    let sound =
-        unamesh_tests::doubles::voice_double::wave("Foxes?", Duration::from_secs(2), 22_050);
-    let mut wav = unamesh_client::audio::wav::stream_header(22_050);
+    recorded(2, 22_050)
+}
+
+fn recorded(seconds: u64, rate: u32) -> Vec<u8> {
+    let length = Duration::from_secs(seconds);
+    let sound = unamesh_tests::doubles::voice_double::wave("Foxes?", length, rate);
+    let mut wav = unamesh_client::audio::wav::stream_header(rate);
     wav.extend(sound.iter().flat_map(|s| s.to_le_bytes()));
     wav
 }
@@ -318,6 +322,11 @@ async fn a_recording_is_answered_aloud() {
     for name in ["answer.wav", "answer-2.wav"] {
         assert!(seconds(&file(desk, name)) > 0.5, "{name}");
     }
+    // A telephone's: what is read of it at once is more than one message.
+    std::fs::write(file(desk, "long.wav"), recorded(10, 8_000)).unwrap();
+    let args = ["talk", "long.wav", "-o", "c.wav", "--model", &model];
+    let told = succeeds(desk, &args).await;
+    assert!(told.contains("> What do foxes eat?"), "{told}");
     let lines = succeeds(
         desk,
         &["talk", "--json", "q.wav", "-o", "b.wav", "--model", &model],

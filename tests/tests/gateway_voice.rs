@@ -8,6 +8,9 @@ mod gateway_support;
 use gateway_support::{TestGateway, hello};
 use http_body_util::Full;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use unamesh_proto::limits::MAX_SOCKET_MESSAGE;
 
 fn last_line(body: &[u8]) -> Value {
     let text = std::str::from_utf8(body).unwrap();
@@ -47,6 +50,35 @@ async fn what_is_wrong_is_named() {
     assert_eq!((status, &error["code"]), (400, &json!("invalid_query")));
     let (status, error) = gateway.mesh("GET", "converse", "").await.error();
     assert_eq!((status, &error["code"]), (400, &json!("websocket_wanted")));
+}
+
+/// A frame whose head promises too much is not read, and its sender is told.
+#[tokio::test]
+async fn a_message_that_is_too_long_is_refused_in_words() {
+    let gateway = TestGateway::start(hello()).await;
+    let mut socket = TcpStream::connect(gateway.addr).await.unwrap();
+    let ask = format!(
+        "GET /unamesh/v1/converse HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\
+         connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        gateway.addr,
+        gateway.token()
+    );
+    socket.write_all(ask.as_bytes()).await.unwrap();
+    let mut frame = vec![0x81, 0x80 | 127];
+    frame.extend((MAX_SOCKET_MESSAGE as u64 + 1).to_be_bytes());
+    frame.extend([0; 4]);
+    let mut told = Vec::new();
+    while !told.ends_with(b"\r\n\r\n") {
+        assert!(socket.read_buf(&mut told).await.unwrap() > 0);
+    }
+    socket.write_all(&frame).await.unwrap();
+    socket.read_to_end(&mut told).await.unwrap();
+    let told = String::from_utf8_lossy(&told);
+    assert!(
+        told.contains("refused") && told.contains("64 KiB"),
+        "{told}"
+    );
 }
 
 /// Both sides of it: the end of a body is the end of an utterance, whose events are lines.

@@ -11,6 +11,10 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message as Wire;
 use unamesh_client::converse::{Conversation, TurnEvent};
+use unamesh_proto::limits::MAX_SOCKET_MESSAGE;
+
+/// Samples of a message: as many as one may have. A recording comes in larger pieces.
+const MESSAGE: usize = MAX_SOCKET_MESSAGE / size_of::<i16>();
 
 /// What comes of a conversation.
 pub(super) enum Heard {
@@ -113,7 +117,13 @@ impl Talking {
                 conversation.push(pcm);
                 Ok(())
             }
-            Talking::Agent { .. } => self.send(Wire::Binary(events::to_bytes(pcm).into())).await,
+            Talking::Agent { .. } => {
+                for part in pcm.chunks(MESSAGE) {
+                    let bytes = events::to_bytes(part);
+                    self.send(Wire::Binary(bytes.into())).await?;
+                }
+                Ok(())
+            }
         }
     }
 

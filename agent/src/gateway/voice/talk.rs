@@ -16,11 +16,12 @@ use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio_tungstenite::tungstenite::Message as Wire;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message as Wire};
 use tokio_util::sync::CancellationToken;
 use unamesh_client::client::MeshClient;
 use unamesh_client::converse::{Conversation, ConverseConfig, Message, TurnEvent};
 use unamesh_client::speech::{Hear, Say};
+use unamesh_proto::limits::MAX_SOCKET_MESSAGE;
 use unamesh_proto::timeouts::HTTP_BODY;
 use unamesh_proto::wire::Sampling;
 
@@ -153,6 +154,7 @@ async fn hold(client: MeshClient, stop: CancellationToken, socket: Socket) {
     let (mut down, mut up) = socket.split();
     let start = match tokio::time::timeout(HTTP_BODY, up.next()).await {
         Ok(Some(Ok(Wire::Text(text)))) => command(&text),
+        Ok(Some(Err(WsError::Capacity(_)))) => return refuse(&mut down, &too_long()).await,
         _ => Err(ApiError::invalid(
             "invalid_command",
             "the first message has to be `start`",
@@ -173,6 +175,8 @@ async fn hold(client: MeshClient, stop: CancellationToken, socket: Socket) {
                 None => break,
             },
             message = up.next() => match message {
+                // Nothing behind it can be read.
+                Some(Err(WsError::Capacity(_))) => return refuse(&mut down, &too_long()).await,
                 Some(Ok(Wire::Close(_)) | Err(_)) | None => break,
                 Some(Ok(message)) => match talk.take(&message) {
                     Ok(()) => Ok(()),
@@ -227,6 +231,11 @@ fn wire(event: &TurnEvent) -> Wire {
 
 fn refusal(message: &str) -> Wire {
     text(&json!({"event": "refused", "message": message}))
+}
+
+fn too_long() -> String {
+    let limit = MAX_SOCKET_MESSAGE / 1024;
+    format!("a message has at most {limit} KiB: send sound in pieces, and the newest of a history")
 }
 
 async fn refuse(down: &mut SplitSink<Socket, Wire>, message: &str) {
