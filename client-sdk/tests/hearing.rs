@@ -12,6 +12,7 @@ use speech_support::{Agent, Home};
 use std::time::Duration;
 use unamesh_client::client::ClientError;
 use unamesh_client::speech::{Hear, HearEvent, Hearing};
+use unamesh_proto::limits::MAX_HEARD_SECONDS;
 
 /// Three seconds and a bit, in pieces of 10 ms.
 fn sound() -> Vec<i16> {
@@ -121,6 +122,29 @@ async fn no_failure_changes_the_transcript() {
         };
         assert_eq!(told.by, by, "at {piece}");
     }
+}
+
+/// What is pushed behind the longest utterance is in no transcript: that is told.
+#[tokio::test(start_paused = true)]
+async fn an_utterance_that_is_too_long_says_so() {
+    let home = Home::new(&[Agent::default()]);
+    let mut hearing = home.client.transcribe(hear());
+    let (second, mut told) = (vec![0; 16_000], None);
+    for _ in 0..=MAX_HEARD_SECONDS {
+        hearing.push(&second);
+    }
+    loop {
+        match hearing.next().await.expect("a last event") {
+            HearEvent::Full { at_ms } => assert_eq!(told.replace(at_ms), None, "once"),
+            HearEvent::Final { text, .. } => {
+                assert!(text.starts_with("45000 frames"), "{text}");
+                break;
+            }
+            HearEvent::Failed { error, .. } => panic!("{error}"),
+            _ => {}
+        }
+    }
+    assert_eq!(told, Some(900_000));
 }
 
 #[tokio::test(start_paused = true)]

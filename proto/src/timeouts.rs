@@ -207,6 +207,10 @@ pub const SPECULATE: Duration = Duration::from_millis(160);
 /// already, so that its transcript is there at [`SPECULATE`]: many pauses between words are as long,
 /// and for a slow engine most of its work would be in vain.
 pub const SPECULATE_QUICK: Duration = Duration::from_millis(96);
+/// A longer utterance is not guessed about by a recognizer that is not known to be quick: every
+/// pause would have it transcribed anew from the start, and few servers stop when they are told.
+/// Whisper's window: up to here its work hardly grows.
+pub const SPECULATE_MAX: Duration = Duration::from_secs(30);
 /// See [`SPECULATE_QUICK`].
 pub const QUICK_RECOGNIZER: Duration = Duration::from_millis(120);
 /// Silence after which an utterance is over, if the caller names none: pauses for thought are

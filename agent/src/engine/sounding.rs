@@ -159,7 +159,12 @@ impl Reader {
     }
 
     /// The first bytes are here, or all that there are.
-    fn begin(&mut self, head: &[u8], raw: Option<Format>, out: &mut Out) -> Result<(), EngineError> {
+    fn begin(
+        &mut self,
+        head: &[u8],
+        raw: Option<Format>,
+        out: &mut Out,
+    ) -> Result<(), EngineError> {
         self.state = self.decide(head, raw)?;
         self.push(head, out)
     }

@@ -192,7 +192,11 @@ async fn words_instead_of_sound_are_errors() {
         assert!(reason.contains(told), "{reason}");
     }
     // Whatever raw speech begins with, it is heard.
-    for start in [[0; 16], [0x7b; 16].map(|b| b | 0x80), *b"{\"\0\0rest of it  "] {
+    for start in [
+        [0; 16],
+        [0x7b; 16].map(|b| b | 0x80),
+        *b"{\"\0\0rest of it  ",
+    ] {
         let mut sound = start.to_vec();
         sound.extend(loud(8));
         let (_, heard, end) = play(whole(&sound), pcm.clone()).await;

@@ -181,16 +181,17 @@ impl Hearing {
             if let Some(error) = event.get("error") {
                 return Err(complaint(&self.engine, &self.model, error));
             }
-            let bare = event["text"]
-                .as_str()
-                .filter(|_| event["type"].is_null());
+            let bare = event["text"].as_str().filter(|_| event["type"].is_null());
             // Behind deltas a text is all of it.
             if event["type"] == "transcript.text.done" || (bare.is_some() && said.deltas) {
                 return self.transcript(&event);
             }
             let delta = event["delta"].as_str();
             let delta = delta.or_else(|| event["choices"][0]["delta"]["content"].as_str());
-            match (bare.filter(|t| !t.is_empty()), delta.filter(|d| !d.is_empty())) {
+            match (
+                bare.filter(|t| !t.is_empty()),
+                delta.filter(|d| !d.is_empty()),
+            ) {
                 (Some(segment), _) => said.segment(segment),
                 (None, Some(delta)) => {
                     said.text.push_str(delta);

@@ -258,7 +258,10 @@ impl Conversation {
                 self.hearing = None;
                 Heard::Failed { error, partial }
             }
-            HearEvent::Started { .. } | HearEvent::Progress { .. } => return,
+            // What comes behind a full one goes into the next.
+            HearEvent::Started { .. } | HearEvent::Progress { .. } | HearEvent::Full { .. } => {
+                return;
+            }
         };
         self.input(Input::Hear(number, heard));
     }

@@ -47,6 +47,12 @@ pub enum HearEvent {
         /// For so long.
         ms: u32,
     },
+    /// The utterance is as long as one may be, and ends here: the transcript is of what there is,
+    /// and what is pushed from now on is for another one.
+    Full {
+        /// So much of it is kept, from the utterance's start.
+        at_ms: u32,
+    },
     /// What was understood so far; it replaces the one before.
     Partial {
         /// All of it.

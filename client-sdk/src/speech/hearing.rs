@@ -31,7 +31,7 @@ use unamesh_proto::wire::{ErrorCode, HearFrame, HearRequest, ModelKind, Transcri
 /// An utterance that is being transcribed: a stream of [`HearEvent`]s.
 ///
 /// It holds at most [`MAX_UTTERANCE_FRAMES`](unamesh_proto::limits::MAX_UTTERANCE_FRAMES)
-/// (fifteen minutes); then it ends by itself.
+/// (fifteen minutes); then it ends by itself, which [`HearEvent::Full`] tells.
 pub struct Hearing {
     shared: Arc<Shared>,
     id: RequestId,
@@ -265,7 +265,8 @@ impl Hearing {
     /// The utterance is as long as one may be.
     fn full(&mut self) {
         if self.encoder.take().is_some() {
-            tracing::warn!(request = %self.id, "the utterance is too long and ends here");
+            let at_ms = millis(AUDIO_FRAME * self.machine.sound().frames());
+            self.events.push_back(HearEvent::Full { at_ms });
             self.machine.handle(Input::End, clock::mono());
         }
     }

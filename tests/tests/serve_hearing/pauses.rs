@@ -171,3 +171,23 @@ async fn a_quiet_room_is_no_utterance() {
     assert_eq!((transcript.text, transcript.frames), (mouth.whole(), 250));
     home.server.shutdown().await;
 }
+
+/// Each pause of a long dictation would have all of it transcribed anew.
+#[tokio::test]
+async fn a_long_utterance_is_transcribed_once() {
+    let home = Home::new(EarScript::default()).await;
+    let mut mouth = home.local(hear(1));
+    mouth.accepted().await;
+    mouth.say(&talk(30_100, 120.0));
+    mouth.until(|f| matches!(f, HearFrame::Began(_))).await;
+    for _ in 0..3 {
+        mouth.say(&hush(320));
+        mouth.until(silence).await;
+        mouth.say(&talk(500, 120.0));
+        mouth.until(|f| matches!(f, HearFrame::Began(_))).await;
+    }
+    mouth.end();
+    assert_eq!(mouth.last().await.unwrap().text, mouth.whole());
+    assert_eq!(home.ear.seen().asked, 1);
+    home.server.shutdown().await;
+}

@@ -126,3 +126,30 @@ async fn a_file_at_once_is_transcribed_in_one_call() {
     assert_eq!(mouth.missing, 0);
     home.server.shutdown().await;
 }
+
+#[tokio::test]
+async fn ten_minutes_are_heard_to_the_sample() {
+    const TEN_MINUTES: u32 = 30_000;
+    let home = Home::new(EarScript::default()).await;
+    let mut mouth = home.local(HearRequest {
+        partials: false,
+        ..hear(1)
+    });
+    mouth.say(&talk(1000, 120.0));
+    let second: Vec<Vec<u8>> = (0..mouth.sent.frames())
+        .map(|n| mouth.sent.frame(n).unwrap().to_vec())
+        .collect();
+    for opus in second.iter().cycle() {
+        let seq = mouth.sent.push(opus).unwrap();
+        mouth.link.sound(seq, opus);
+        if seq + 1 == TEN_MINUTES {
+            break;
+        }
+    }
+    mouth.end();
+    let transcript = mouth.last().await.unwrap();
+    assert_eq!(transcript.frames, TEN_MINUTES);
+    assert_eq!(transcript.text, mouth.whole());
+    home.idle().await;
+    home.server.shutdown().await;
+}

@@ -91,9 +91,9 @@ impl Hearing {
     fn frame(&mut self, frame: &Frame) -> Result<Option<HearEvent>, EngineError> {
         match frame.kind.as_str() {
             // The words of what it has not heard would be missing.
-            "transcript" if self.sound.is_some() => {
-                Err(self.link.failed("sent its transcript before the sound had ended"))
-            }
+            "transcript" if self.sound.is_some() => Err(self
+                .link
+                .failed("sent its transcript before the sound had ended")),
             "transcript" => {
                 let mut event = HearEvent::bare(frame.text("text"));
                 if let HearEvent::Final { language, .. } = &mut event {

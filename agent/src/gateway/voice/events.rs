@@ -72,6 +72,7 @@ pub fn heard(event: &HearEvent) -> Value {
         HearEvent::Progress { phase } => json!({"event": "progress", "phase": phase.name()}),
         HearEvent::Began { at_ms } => json!({"event": "began", "at_ms": at_ms}),
         HearEvent::Silence { ms } => json!({"event": "silence", "ms": ms}),
+        HearEvent::Full { at_ms } => json!({"event": "full", "at_ms": at_ms}),
         HearEvent::Partial { text } => json!({"event": "partial", "text": text}),
         HearEvent::PeerChanged { from, to, reason } => json!({
             "event": "peer_changed",

@@ -27,9 +27,9 @@
 //! be quick is asked sooner ([`unamesh_proto::timeouts::SPECULATE_QUICK`]), so that its words are there when the
 //! pause is told. Its transcript goes out as a partial one. If speech goes on it is dropped, and
 //! the engine is given everything again; if the end comes first it is the final one, without a
-//! second call, provided that every frame since then was really heard to be silent. An engine that
-//! gives partial transcripts without being asked is not asked, and nobody waits for a seat to
-//! speculate.
+//! second call, provided that every frame since then was really heard to be silent. Beyond
+//! [`unamesh_proto::timeouts::SPECULATE_MAX`] only a quick one is asked. An engine that gives
+//! partial transcripts without being asked is not asked, and nobody waits for a seat to speculate.
 //!
 //! **The seat** is taken when the engine is asked, since an engine that is sent a whole utterance
 //! is free until then; one that works while it listens needs its seat before.

@@ -1,6 +1,7 @@
 //! The live order: who speaks now, who falls silent, and what follows from it. [`super`] has the
 //! diagram.
 
+use super::call::Call;
 use super::ear::Listened;
 use super::engine::works_live;
 use super::{Hearing, Work, no_speech};
@@ -8,7 +9,7 @@ use std::task::Context;
 use std::time::Duration;
 use tokio::time::Instant;
 use unamesh_client::clock;
-use unamesh_proto::timeouts::{SPECULATE, SPECULATE_QUICK};
+use unamesh_proto::timeouts::{AUDIO_FRAME, SPECULATE, SPECULATE_MAX, SPECULATE_QUICK};
 use unamesh_proto::wire::{HearFrame, SilenceFor, SpeechBegan};
 
 /// Frames that the ear hears in one go: some milliseconds' work.
@@ -93,12 +94,18 @@ impl Hearing {
             return;
         }
         match std::mem::replace(&mut self.work, Work::Idle) {
-            Work::Listening(call) if !call.tells() => {
+            Work::Listening(call) if !call.tells() && self.is_short(&call) => {
                 self.guessed = true;
                 self.work = Work::Asking(call, self.ear.at());
             }
             other => self.work = other,
         }
+    }
+
+    /// A guess about it costs little.
+    fn is_short(&self, call: &Call) -> bool {
+        let said = self.ear.at().saturating_sub(call.from());
+        self.is_quick() || AUDIO_FRAME * said <= SPECULATE_MAX
     }
 
     /// Somebody speaks again: what the engine was asked for is worth nothing.
