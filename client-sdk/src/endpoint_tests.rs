@@ -138,7 +138,7 @@ async fn a_taken_port_says_what_to_do() {
     let taken = first.local_addr().unwrap();
     let error = endpoint_error(bind_again(&ca, taken));
     assert!(matches!(error, EndpointError::PortTaken { .. }));
-    assert!(error.to_string().contains("[mesh] section"), "{error}");
+    assert!(error.to_string().contains("[mesh] listen"), "{error}");
     // An address that is not ours (TEST-NET-1, RFC 5737).
     let foreign = endpoint_error(bind_again(&ca, "192.0.2.1:0".parse().unwrap()));
     assert!(matches!(foreign, EndpointError::Socket { .. }));
