@@ -340,6 +340,7 @@ fn learn(stream: SpeechStream, key: (String, String), shared: Arc<Mutex<Shared>>
 /// # Errors
 /// It does not answer now.
 pub async fn voices(http: &Http) -> Result<Vec<Voice>, HttpError> {
+    let mut trouble = None;
     for path in ["/v1/audio/voices", "/voices"] {
         match http.get::<Value>(path, ENGINE_HEALTH).await {
             Ok(Ok(list)) => {
@@ -348,14 +349,14 @@ pub async fn voices(http: &Http) -> Result<Vec<Voice>, HttpError> {
                 }
             }
             Ok(Err((status, _))) if status.is_server_error() && !missing(status.as_u16()) => {
-                return Err(HttpError::Broken(status.to_string()));
+                trouble = Some(HttpError::Broken(status.to_string()));
             }
             // There is no such path, or a page for people.
             Ok(Err(_)) | Err(HttpError::Rubbish(_)) => {}
-            Err(error) => return Err(error),
+            Err(error) => trouble = Some(error),
         }
     }
-    Ok(Vec::new())
+    trouble.map_or_else(|| Ok(Vec::new()), Err)
 }
 
 /// Reads `{"voices": [..]}`, `{"data": [..]}` or a bare array of words or objects.

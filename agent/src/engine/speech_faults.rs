@@ -285,8 +285,12 @@ async fn a_late_list_of_voices_is_the_one_from_before() {
     let none = Double::of(vec![("/x", vec![])]).await;
     assert_eq!(of(&none).await, Ok(Vec::new()));
     for busy in [Act::Say(reply(503, "{}")), Act::Close] {
-        let busy = Double::of(vec![("/v1/audio/voices", vec![busy])]).await;
-        assert!(of(&busy).await.is_err());
+        let answers = vec![("/v1/audio/voices", vec![busy])];
+        assert!(of(&Double::of(answers.clone()).await).await.is_err());
+        // The other path may still tell.
+        let list = ("/voices", vec![Act::Say(reply(200, r#"["joe"]"#))]);
+        let both = Double::of([answers, vec![list]].concat()).await;
+        assert_eq!(of(&both).await, Ok(vec![Voice::named("joe")]));
     }
 }
 
