@@ -130,6 +130,7 @@ async fn uploads_that_fail() {
         (200, r#"{"error":"out of memory"}"#),
         (200, r#"{"x":1}"#),
         (200, "<html>"),
+        (200, ""),
         (500, "oops"),
     ];
     for (status, body) in failing {
