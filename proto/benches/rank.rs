@@ -55,6 +55,18 @@ fn rank_1000(bencher: divan::Bencher<'_, '_>) {
     bencher.bench(|| rank(divan::black_box(&snapshot), &NEED, Mono::ZERO));
 }
 
+/// The same where nobody holds the conversation: old measurements are aged.
+#[divan::bench]
+fn rank_1000_to_begin(bencher: divan::Bencher<'_, '_>) {
+    let snapshot = table(1001).snapshot();
+    let need = Need {
+        digest: None,
+        needs_token_ids: false,
+        ..NEED
+    };
+    bencher.bench(|| rank(divan::black_box(&snapshot), &need, Mono::ZERO));
+}
+
 /// The same where nobody has the model.
 #[divan::bench]
 fn rank_1000_without_candidates(bencher: divan::Bencher<'_, '_>) {

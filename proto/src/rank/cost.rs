@@ -9,6 +9,13 @@ use std::time::Duration;
 const TYPICAL_TOKENS: f64 = 200.0;
 /// Milliseconds that a managed engine takes to start.
 const STARTING_MS: f64 = 2000.0;
+/// Each second since the last sample takes so many milliseconds off a measured first token: to
+/// ask a peer again that is slower by some time costs that time, once in 500 times it.
+const DOUBT_MS_PER_S: f64 = 2.0;
+/// No machine is this much faster than its class in the table: whatever its age, no measurement
+/// counts for less than this share of the table value, so that a processor is not tried in vain
+/// beside a card.
+const TABLE_SHARE: f64 = 0.125;
 /// The round trip of a peer that was never probed, in milliseconds.
 const UNKNOWN_RTT_MS: f64 = 5.0;
 
@@ -30,6 +37,22 @@ pub(super) fn speed(advert: &Advert, model: &ModelAdvert) -> Stats {
 /// Milliseconds from prompt to first token.
 pub(super) fn first_token(stats: &Stats, prompt_tokens: u32) -> f64 {
     f64::from(stats.ttft_ms) + f64::from(stats.ttft_per_ktok_ms) * f64::from(prompt_tokens) / 1000.0
+}
+
+/// What is left of `measured`, milliseconds to the first token, for a request that may try: see
+/// the module above. Never more than that.
+pub(super) fn aged(measured: f64, offer: (&Advert, &ModelAdvert), prompt_tokens: u32) -> f64 {
+    let (advert, model) = offer;
+    let stats = &model.stats;
+    let left = measured - f64::from(stats.age_s) * DOUBT_MS_PER_S;
+    if stats.samples == 0 || stats.age_s == 0 {
+        return measured;
+    }
+    let table = first_token(
+        &estimate::guess(&advert.hardware, model.size),
+        prompt_tokens,
+    );
+    left.max(table * TABLE_SHARE).min(measured)
 }
 
 /// To the peer and back, over its best path.

@@ -12,6 +12,20 @@
 //! - The time to first token is the measured line over the prompt's length; while nothing is
 //!   measured, a table value for the hardware and the model's size.
 //!
+//! **Measurements age**, or a peer that was slow once would never be asked again while others are
+//! free, and its figure would never heal:
+//!
+//! ```text
+//! aged = measured - 2 ms for each second since the last sample,
+//!        but at least an eighth of the table value (if measured is more)
+//! ```
+//!
+//! So a peer that took 900 ms beside others that take 60 is tried again after seven minutes, and
+//! then measured anew. If it is as slow as it was, that request waits the 840 ms in vain: no peer
+//! costs more than 0.2 % of the time. A figure below that eighth stands. Only a
+//! request that begins something tries: one whose conversation a peer holds, or whose answer has
+//! begun, goes by what was measured.
+//!
 //! Candidates are ordered by tier (suspect peers last; for a migration, the same weights
 //! before others of the same name, and engines that take token ids before those that do not),
 //! then by total. The engine that holds the conversation's KV cache stays first unless another
@@ -66,6 +80,13 @@ pub struct Need<'a> {
     pub needs_token_ids: bool,
 }
 
+impl Need<'_> {
+    /// It begins something: a peer whose measurement is old may be tried with it.
+    fn may_try(&self) -> bool {
+        self.sticky.is_none() && self.digest.is_none() && !self.needs_token_ids
+    }
+}
+
 /// The predicted time to first output, by what it is spent on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
@@ -75,7 +96,7 @@ pub struct Cost {
     pub queue: Duration,
     /// Until the model is in memory.
     pub load: Duration,
-    /// From prompt to first token.
+    /// From prompt to first token: as measured, less what its age takes off.
     pub ttft: Duration,
 }
 

@@ -1,6 +1,6 @@
 //! What one peer can do for a need, or why it cannot.
 
-use super::cost::{first_token, loading, ms, queue, rtt, speed};
+use super::cost::{aged, first_token, loading, ms, queue, rtt, speed};
 use super::{Cost, Need};
 use crate::table::{Liveness, Peer, Snapshot};
 use crate::wire::{EngineAdvert, Health, ModelAdvert, ModelKind, NodeState, Residency, Stats};
@@ -11,6 +11,8 @@ pub(super) struct Offer<'a> {
     pub model: &'a ModelAdvert,
     pub engine: &'a EngineAdvert,
     pub stats: Stats,
+    /// The cost's time to first token is this, or what its age has left of it.
+    pub ttft: Duration,
     pub cost: Cost,
     pub tier: u8,
     pub suspect: bool,
@@ -96,12 +98,17 @@ pub(super) fn offer<'a>(
         return Err(Refusal::Absent);
     }
     let stats = speed(&peer.advert, model);
+    let known = first_token(&stats, need.prompt_tokens);
+    let counted = match need.may_try() {
+        true => aged(known, (&peer.advert, model), need.prompt_tokens),
+        false => known,
+    };
     let own = snapshot.me == Some(peer.advert.node);
     let cost = Cost {
         rtt: if own { Duration::ZERO } else { rtt(peer) },
         queue: queue(engine, &stats),
         load: loading(engine, model, &stats),
-        ttft: ms(first_token(&stats, need.prompt_tokens)),
+        ttft: ms(counted),
     };
     let suspect = peer.liveness == Liveness::Suspect;
     // Ordered by weight: a suspect peer may be gone, other weights answer differently, no
@@ -116,6 +123,7 @@ pub(super) fn offer<'a>(
         model,
         engine,
         stats,
+        ttft: ms(known),
         cost,
         tier,
         suspect,

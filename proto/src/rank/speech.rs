@@ -48,7 +48,7 @@ pub struct Speakers {
 
 /// Ranks who speaks. `now` words the reasons only, as for [`rank`](super::rank).
 pub fn speakers(snapshot: &Snapshot, need: &SpeechNeed<'_>, now: Mono) -> Speakers {
-    let offers = find(snapshot, ModelKind::Tts, need.model);
+    let offers = find(snapshot, ModelKind::Tts, need.model, need.sticky);
     let fits: Vec<Fit<'_>> = offers.found.iter().map(|o| fit(o, need)).collect();
     let tier = |at: usize| fits.get(at).map_or(u8::MAX, |fit| fit.tier);
     let ranked = offers.ranked(tier, need.sticky, now, |at, candidate| {
@@ -68,7 +68,7 @@ pub fn speakers(snapshot: &Snapshot, need: &SpeechNeed<'_>, now: Mono) -> Speake
 /// Ranks who listens, with `model` (empty = any that does). `sticky` has listened to this
 /// conversation before.
 pub fn listeners(snapshot: &Snapshot, model: &str, sticky: Option<NodeId>, now: Mono) -> Ranking {
-    let offers = find(snapshot, ModelKind::Stt, model);
+    let offers = find(snapshot, ModelKind::Stt, model, sticky);
     let suspect = |at: usize| offers.found.get(at).map_or(u8::MAX, |o| o.offer.tier);
     let ranked = offers.ranked(suspect, sticky, now, |_, candidate| Some(candidate));
     Ranking {
@@ -132,10 +132,25 @@ impl Offers<'_> {
 }
 
 /// What all engines offer, and why the peers without an offer have none.
-fn find<'a>(snapshot: &'a Snapshot, kind: ModelKind, model: &str) -> Offers<'a> {
+fn find<'a>(
+    snapshot: &'a Snapshot,
+    kind: ModelKind,
+    model: &str,
+    sticky: Option<NodeId>,
+) -> Offers<'a> {
+    let need = Need {
+        model,
+        kind,
+        prompt_tokens: 0,
+        digest: None,
+        prompt_at_least: 0,
+        // Whichever engine: only whether there is one counts.
+        sticky: sticky.map(|node| (node, 0)),
+        needs_token_ids: false,
+    };
     let (mut found, mut refused) = (Vec::new(), Vec::new());
     for (at, peer) in snapshot.peers.iter().enumerate() {
-        match by_engine(snapshot, peer, kind, model) {
+        match by_engine(snapshot, peer, &need) {
             Ok(offers) => found.extend(offers.into_values().map(|offer| Found { peer, offer })),
             Err(refusal) => refused.push((refusal, at)),
         }
@@ -147,10 +162,10 @@ fn find<'a>(snapshot: &'a Snapshot, kind: ModelKind, model: &str) -> Offers<'a> 
 fn by_engine<'a>(
     snapshot: &Snapshot,
     peer: &'a Peer,
-    kind: ModelKind,
-    name: &str,
+    need: &Need<'_>,
 ) -> Result<BTreeMap<u16, Offer<'a>>, Refusal> {
     usable(peer)?;
+    let (kind, name) = (need.kind, need.model);
     let mut best: BTreeMap<u16, Offer<'a>> = BTreeMap::new();
     let mut refusal = match peer.advert.role.is_agent() {
         false => Refusal::Client,
@@ -162,16 +177,7 @@ fn by_engine<'a>(
         true => m.kind == kind,
         false => m.name.eq_ignore_ascii_case(name),
     }) {
-        let need = Need {
-            model: name,
-            kind,
-            prompt_tokens: 0,
-            digest: None,
-            prompt_at_least: 0,
-            sticky: None,
-            needs_token_ids: false,
-        };
-        match offer(snapshot, peer, model, &need) {
+        match offer(snapshot, peer, model, need) {
             Ok(new) => {
                 let old = best.get(&model.engine).map(|old| old.cost.total());
                 if old.is_none_or(|old| new.cost.total() < old) {

@@ -143,6 +143,115 @@ fn unmeasured_speed_is_guessed_from_the_hardware() {
     );
 }
 
+/// A peer with a card that took `ttft` milliseconds `age` seconds ago; its table value for 100
+/// tokens is 145 ms.
+fn aged(n: u32, ttft: f32, age: u32) -> Arc<Peer> {
+    peer(n, ttft, |_, a| {
+        a.models[0].stats.age_s = age;
+        let memory_total = 12_000_000_000;
+        a.hardware.gpus = vec![Gpu {
+            memory_total,
+            ..Gpu::default()
+        }];
+    })
+}
+
+#[test]
+fn a_peer_that_was_slow_is_tried_again_after_a_while() {
+    let after = |age| order(&mesh(vec![aged(1, 60.0, 0), aged(2, 900.0, age)]), &NEED);
+    assert_eq!(after(0), [1, 2]);
+    assert_eq!(after(420), [1, 2], "two milliseconds a second");
+    assert_eq!(after(421), [2, 1]);
+    assert_eq!(after(u32::MAX), [2, 1]);
+    let mesh = mesh(vec![aged(1, 60.0, 0), aged(2, 900.0, 430)]);
+    let tried = &rank(&mesh, &NEED, Mono::ZERO).ranked[0];
+    assert_eq!(tried.cost.ttft, Duration::from_millis(40));
+    assert_eq!(
+        tried.expected_ttft,
+        Duration::from_millis(900),
+        "stalls are judged by it"
+    );
+    assert_eq!(
+        tried.reason,
+        "first token in 41.0 ms: path 1.0 + prompt 40.0 (aged from 900.0: measured 30 times, \
+         last 430 s ago)"
+    );
+}
+
+#[test]
+fn who_is_slow_costs_a_bounded_share_of_the_time() {
+    // One request a minute, for a day; the slow one stays as slow as it is.
+    for slow in [100.0, 900.0, 5000.0, 20_000.0] {
+        let (mut measured, mut lost) = ([0u32; 2], 0.0);
+        for now in (0..86_400u32).step_by(60) {
+            let [fast_age, slow_age] = measured.map(|at| now - at);
+            let mesh = mesh(vec![aged(1, 60.0, fast_age), aged(2, slow, slow_age)]);
+            let asked = order(&mesh, &NEED)[0];
+            measured[asked as usize - 1] = now;
+            lost += if asked == 2 { slow - 60.0 } else { 0.0 };
+        }
+        assert!(lost > 0.0, "{slow} ms: never tried");
+        assert!(
+            lost / 1000.0 <= 86_400.0 * 0.002,
+            "{slow} ms: {lost} ms lost"
+        );
+    }
+}
+
+#[test]
+fn age_takes_no_more_than_the_hardware_allows_and_adds_nothing() {
+    let ttft = |ttft, age, card: bool| {
+        let mut peer = aged(1, ttft, age);
+        if !card {
+            let peer = Arc::make_mut(&mut peer);
+            Arc::make_mut(&mut peer.advert).hardware.gpus.clear();
+        }
+        let best = rank(&mesh(vec![peer]), &NEED, Mono::ZERO).ranked[0].clone();
+        best.cost.ttft.as_micros()
+    };
+    assert_eq!(
+        ttft(900.0, 1_000_000, true),
+        18_150,
+        "an eighth of 79.2 + 66 ms"
+    );
+    assert_eq!(
+        ttft(900.0, 1_000_000, false),
+        412_500,
+        "an eighth of 660 + 2,640 ms"
+    );
+    assert_eq!(
+        ttft(10.0, 1_000_000, true),
+        10_000,
+        "better than the table: it stands"
+    );
+    // Never measured: the table value itself.
+    let unmeasured = peer(1, 0.0, |_, a| a.models[0].stats = Stats::default());
+    let best = &rank(&mesh(vec![unmeasured]), &NEED, Mono::ZERO).ranked[0];
+    assert_eq!(best.cost.ttft, best.expected_ttft);
+}
+
+#[test]
+fn what_has_begun_tries_nobody() {
+    let mesh = mesh(vec![aged(1, 60.0, 0), aged(2, 900.0, 600)]);
+    assert_eq!(order(&mesh, &NEED), [2, 1]);
+    for need in [
+        Need {
+            sticky: Some((node(1), 0)),
+            ..NEED
+        },
+        Need {
+            digest: Some("sha256:m"),
+            ..NEED
+        },
+        Need {
+            needs_token_ids: true,
+            ..NEED
+        },
+    ] {
+        assert_eq!(order(&mesh, &need), [1, 2], "{need:?}");
+    }
+}
+
 #[test]
 fn a_conversation_stays_unless_another_is_clearly_better() {
     let need = Need {

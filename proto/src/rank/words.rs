@@ -21,7 +21,7 @@ impl Offer<'_> {
             digest: self.model.digest.clone(),
             token_ids: self.model.token_ids,
             cost: self.cost,
-            expected_ttft: self.cost.ttft,
+            expected_ttft: self.ttft,
             expected_itl: ms(f64::from(self.stats.itl_ms)),
             learned: Bounds::default(),
             draining: false,
@@ -64,11 +64,14 @@ impl Offer<'_> {
         let _ = write!(text, " + {work} {}", Ms(c.ttft));
         let _ = match self.stats.samples {
             0 => write!(text, " (not measured yet; by hardware and size)"),
-            n => write!(
-                text,
-                " (measured {n} times, last {} s ago)",
-                self.stats.age_s
-            ),
+            n => {
+                let age = self.stats.age_s;
+                let _ = match self.ttft == c.ttft {
+                    true => text.write_str(" ("),
+                    false => write!(text, " (aged from {}: ", Ms(self.ttft)),
+                };
+                write!(text, "measured {n} times, last {age} s ago)")
+            }
         };
         text
     }
