@@ -231,11 +231,11 @@ pub enum ClientError {
     },
     /// This program left the mesh ([`MeshClient::leave`]) before the answer was whole. Others could
     /// have gone on.
-    #[error("this program left the mesh {tokens} tokens into the answer")]
+    #[error("this program left the mesh before the answer was whole")]
     Left {
-        /// The text so far.
+        /// The text so far; of speech: what was said whole, or understood.
         delivered: String,
-        /// Its tokens.
+        /// Its tokens; 0 of speech.
         tokens: u32,
     },
     /// Nobody who could speak (on) has the voice. Ask for another, or allow one.

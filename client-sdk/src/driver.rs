@@ -2,8 +2,7 @@
 //!
 //! A [`Generation`] is a stream that the caller pulls: nothing is spawned and nothing is
 //! buffered, so a slow caller slows the peer down (backpressure) and dropping the stream
-//! cancels the request. What it waits for, and in which order, is in [`crate::outside`]. What has
-//! lain unread while the caller paused ([`CALLER_PAUSE`]) teaches nothing of its peer.
+//! cancels the request. What it waits for, and in which order, is in [`crate::outside`].
 
 use crate::activity::{Activity, RequestId};
 use crate::client::{ClientError, Event, Request};
@@ -15,10 +14,10 @@ use futures_util::Stream;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use unamesh_proto::Mono;
 use unamesh_proto::session::{Config, Effect, Failure, How, Input, Output, Reason, Session};
 use unamesh_proto::table::Snapshot;
-use unamesh_proto::timeouts::CALLER_PAUSE;
 use unamesh_proto::wire::{GenFrame, GenerateRequest, ModelKind};
 
 /// A running request: a stream of [`Event`]s that ends after exactly one terminal event.
@@ -31,10 +30,6 @@ pub struct Generation {
     session: Session,
     outside: Outside<dyn FrameStream>,
     events: VecDeque<Event>,
-    /// When the caller took the last event and did not look since.
-    left: Option<unamesh_proto::Mono>,
-    /// What comes has lain unread.
-    late: bool,
     /// The text that was delivered, for an error that loses nothing.
     text: String,
     tokens: u32,
@@ -54,8 +49,6 @@ impl Generation {
             request: Arc::new(request),
             outside: Outside::new(id, &shared),
             events: VecDeque::new(),
-            left: None,
-            late: false,
             text: String::new(),
             tokens: 0,
             shared,
@@ -289,17 +282,16 @@ impl Generation {
                 self.input(Input::Frame(attempt, frame));
             }
             Happening::Closed(attempt, closed) => self.input(Input::Closed(attempt, closed)),
+            Happening::Late(late) => self.input(Input::Late(late)),
             Happening::Table(snapshot) => self.table(&snapshot),
             Happening::Time => self.input(Input::Wake),
             Happening::Leave => self.input(Input::Leave),
         }
     }
 
-    /// Tells the session whether the caller reads what comes as it comes.
-    fn read_late(&mut self, late: bool) {
-        if std::mem::replace(&mut self.late, late) != late {
-            self.input(Input::Late(late));
-        }
+    /// The caller took something then and does not look before the next poll.
+    pub(crate) fn left(&mut self, then: Mono) {
+        self.outside.left(then);
     }
 }
 
@@ -314,26 +306,17 @@ impl Stream for Generation {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        let left = self.left.take();
-        if left.is_some_and(|left| clock::mono().since(left) > CALLER_PAUSE) {
-            self.read_late(true);
-        }
         loop {
             if let Some(event) = self.events.pop_front() {
-                self.left = Some(clock::mono());
+                self.left(clock::mono());
                 return Poll::Ready(Some(event));
             }
             if self.session.is_ended() {
                 return Poll::Ready(None);
             }
             let due = self.session.next_wake();
-            match self.outside.poll(due, cx, |link, cx| link.poll_frame(cx)) {
-                Poll::Ready(happening) => self.happened(happening),
-                Poll::Pending => {
-                    self.read_late(false);
-                    return Poll::Pending;
-                }
-            }
+            let happening = ready!(self.outside.poll(due, cx, |link, cx| link.poll_frame(cx)));
+            self.happened(happening);
         }
     }
 }

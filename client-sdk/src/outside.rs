@@ -1,7 +1,8 @@
 //! What the machine of a running request hears of: its streams, the peer table, the time.
 //!
-//! All drivers poll in this order: frames first (a caller that paused must not take its own pause
-//! for a peer's silence), then news of the peer table, then the timer, which is re-armed lazily
+//! All drivers poll in this order: that the caller looks again after a pause of its own
+//! ([`CALLER_PAUSE`]; what has lain unread since teaches nothing of its peer), then frames first (a caller that paused must not take its own pause
+//! for a peer's silence), that all of them are read, then news of the peer table, then the timer, which is re-armed lazily
 //! (every frame moves the deadlines back, but the timer wheel is only touched when the old deadline
 //! fires), then the client's end.
 
@@ -18,6 +19,7 @@ use tokio::time::Sleep;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use unamesh_proto::session::{AttemptId, Closed};
 use unamesh_proto::table::{Liveness, Snapshot};
+use unamesh_proto::timeouts::CALLER_PAUSE;
 use unamesh_proto::wire::NodeState;
 use unamesh_proto::{Mono, NodeId};
 
@@ -32,6 +34,8 @@ pub(crate) enum Happening<F> {
     Frame(AttemptId, NodeId, F),
     /// The attempt's stream is over, and is forgotten.
     Closed(AttemptId, Closed),
+    /// Whether the frames that come next have lain unread, because the caller did not look.
+    Late(bool),
     /// The peer table changed.
     Table(Arc<Snapshot>),
     /// The time that was waited for has come.
@@ -44,6 +48,10 @@ pub(crate) enum Happening<F> {
 pub(crate) struct Outside<L: ?Sized> {
     request: RequestId,
     links: Vec<Link<L>>,
+    /// When the caller took something and did not look since.
+    left: Option<Mono>,
+    /// What comes has lain unread.
+    late: bool,
     news: BoxFuture<Option<Table>>,
     alarm: Alarm,
     leaving: BoxFuture<()>,
@@ -68,6 +76,8 @@ impl<L: ?Sized> Outside<L> {
         Outside {
             request,
             links: Vec::with_capacity(2),
+            left: None,
+            late: false,
             news: news(shared.table.clone()),
             alarm: Alarm::new(),
             leaving: Box::pin(shared.leaving.clone().cancelled_owned()),
@@ -78,6 +88,11 @@ impl<L: ?Sized> Outside<L> {
     /// The request is over: who waits for the client's end need not wait for it.
     pub fn over(&mut self) {
         self.running = None;
+    }
+
+    /// The caller took something then; when it looks again, the next poll tells.
+    pub fn left(&mut self, then: Mono) {
+        self.left.get_or_insert(then);
     }
 
     /// A stream is being opened.
@@ -116,10 +131,17 @@ impl<L: ?Sized> Outside<L> {
         cx: &mut Context<'_>,
         frame: impl Fn(&mut L, &mut Context<'_>) -> Poll<Option<Result<F, LinkError>>>,
     ) -> Poll<Happening<F>> {
+        let paused = |left| clock::mono().since(left) > CALLER_PAUSE;
+        if self.left.take().is_some_and(paused) && !std::mem::replace(&mut self.late, true) {
+            return Poll::Ready(Happening::Late(true));
+        }
         for at in 0..self.links.len() {
             if let Poll::Ready(happening) = self.poll_link(at, cx, &frame) {
                 return Poll::Ready(happening);
             }
+        }
+        if std::mem::take(&mut self.late) {
+            return Poll::Ready(Happening::Late(false));
         }
         if let Some(snapshot) = self.poll_news(cx) {
             return Poll::Ready(Happening::Table(snapshot));

@@ -13,6 +13,7 @@ use std::time::Duration;
 use unamesh_client::client::ClientError;
 use unamesh_client::speech::{Hear, HearEvent, Hearing};
 use unamesh_proto::limits::MAX_HEARD_SECONDS;
+use unamesh_proto::wire::ErrorCode;
 
 /// Three seconds and a bit, in pieces of 10 ms.
 fn sound() -> Vec<i16> {
@@ -186,6 +187,39 @@ async fn what_cannot_be_heard_is_told() {
                 ..
             })
         ),
+        "{event:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_has_what_was_understood() {
+    let home = Home::new(&[Agent::default()]);
+    let mut hearing = home.client.transcribe(hear());
+    hearing.push(&sound());
+    let understood = loop {
+        if let HearEvent::Partial { text } = hearing.next().await.unwrap() {
+            break text;
+        }
+    };
+    home.client.leave();
+    let (error, partial) = loop {
+        match hearing.next().await.unwrap() {
+            HearEvent::Failed { error, partial } => break (error, partial),
+            HearEvent::Partial { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    let ClientError::Left { delivered, tokens } = error else {
+        panic!("{error}");
+    };
+    assert!(!understood.is_empty() && tokens == 0);
+    assert_eq!(delivered, partial);
+    assert!(hearing.next().await.is_none());
+    // Whoever begins now is told to ask again.
+    let event = home.client.transcribe(hear()).next().await;
+    assert!(
+        matches!(&event, Some(HearEvent::Failed { error: ClientError::Refused(e), .. })
+            if e.code == ErrorCode::Draining),
         "{event:?}"
     );
 }

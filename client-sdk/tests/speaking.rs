@@ -290,3 +290,82 @@ async fn what_cannot_be_spoken_is_told_at_once() {
     let error = end(voice).await.to_string();
     assert_eq!(error, "no peer has the voice \"jo\"; near: joe (on host1)");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_hears_what_is_there_and_knows_what_was_said() {
+    let home = Home::new(&[Agent::default()]);
+    let say = say(5000);
+    let text = say.text.clone();
+    let mut speech = home.client.speak(say);
+    while speech.played() < 24_000 {
+        speech.next().await.unwrap();
+    }
+    // The lead comes.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    home.client.leave();
+    let delivered = loop {
+        match speech.next().await.unwrap() {
+            SayEvent::Failed(ClientError::Left {
+                delivered,
+                tokens: 0,
+            }) => break delivered,
+            SayEvent::Failed(error) => panic!("{error}"),
+            _ => {}
+        }
+    };
+    // The sound that had come was not dropped.
+    assert!(speech.played() >= 3 * 24_000, "{}", speech.played());
+    assert!(
+        !delivered.is_empty() && text.starts_with(&delivered),
+        "{delivered:?}"
+    );
+    assert!(speech.spoken_to() as usize >= delivered.chars().count());
+    assert!(speech.next().await.is_none());
+    while home.fates[0].running() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The listener's own pauses: nothing of them is the peer's.
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_pauses_learns_nothing_wrong() {
+    let home = Home::new(&[Agent::default(), Agent::default()]);
+    let mut speech = home.client.speak(say(2000));
+    let mut pcm = 0;
+    while let Some(event) = speech.next().await {
+        match event {
+            SayEvent::Pcm(_) => pcm += 1,
+            SayEvent::PeerChanged { reason, .. } => panic!("{reason}"),
+            SayEvent::Failed(error) => panic!("{error}"),
+            _ => {}
+        }
+        let pause = match pcm {
+            n if n > 0 && n % 40 == 0 => Duration::from_secs(3),
+            _ => Duration::from_millis(15),
+        };
+        tokio::time::sleep(pause).await;
+    }
+    assert_eq!(home.fates[1].asked().len(), 0, "nobody was suspected");
+    let learned = serde_json::to_string(&home.client.learned().unwrap()).unwrap();
+    let longest = longest_gap(&learned);
+    assert!(
+        longest < Duration::from_millis(500),
+        "{longest:?}: {learned}"
+    );
+}
+
+/// The longest of what a client has learned of engines.
+fn longest_gap(learned: &str) -> Duration {
+    let learned: serde_json::Value = serde_json::from_str(learned).unwrap();
+    let models = learned["models"].as_array().unwrap();
+    assert!(!models.is_empty());
+    let first = |m: &serde_json::Value| m["first"].as_array().unwrap().clone();
+    let sketches = models.iter().flat_map(|m| {
+        let mut all = first(m);
+        all.push(m["gaps"].clone());
+        all
+    });
+    let pairs = sketches.flat_map(|s| s.as_array().unwrap().clone());
+    let units = pairs.map(|pair| pair[0].as_u64().unwrap());
+    Duration::from_micros(units.max().unwrap_or_default() * 100)
+}

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::time::Duration;
+use unamesh_proto::limits::MAX_ATTEMPTS;
 use unamesh_proto::session::Reason;
 use unamesh_proto::sim::speech::{Fault, Node, Report, Scenario, hear, speak};
 
@@ -90,6 +91,8 @@ fn two(speed: f64, at: Duration, fault: Fault) -> Scenario {
         chunks: vec![30_000, 50_000, 70_000, 40_000],
         other_voice: false,
         cancel_at: None,
+        leave_at: None,
+        pauses: Vec::new(),
         hedges: true,
         loss: 3,
         shift: 0,
@@ -167,4 +170,82 @@ fn a_dead_recognizer_costs_its_detection() {
             "at {at} ms: {report:?}"
         );
     }
+}
+
+/// A caller that pauses, and plays nothing meanwhile, gets all the same.
+#[test]
+fn a_caller_that_pauses_loses_nothing() {
+    for seed in 0..500 {
+        let mut scenario = Scenario::random(seed, false);
+        let at = seed * 37 % 3000;
+        let long = 20 + seed * 53 % 2000;
+        scenario.cancel_at = None;
+        scenario.pauses = vec![(ms(at), ms(long)), (ms(at + long + 200), ms(long / 3))];
+        for report in [speak::run(&scenario), hear::run(&scenario)] {
+            assert_eq!(report.violation, None, "seed {seed}");
+            assert!(report.done, "seed {seed}: {report:?}");
+        }
+    }
+}
+
+/// How long the caller looked away is neither the path's silence nor the engine's time, and nobody
+/// is suspected for it.
+#[test]
+fn what_the_caller_did_not_watch_teaches_nothing() {
+    for (speed, first) in [(1.1, 100), (4.0, 100), (30.0, 350)] {
+        let mut scenario = two(speed, ms(60_000), Fault::Kill);
+        scenario.nodes[0].first = ms(first);
+        for run in [speak::run, hear::run] {
+            scenario.pauses.clear();
+            let watched = run(&scenario);
+            scenario.pauses = (0..6).map(|n| (ms(150 + n * 700), ms(450))).collect();
+            let paused = run(&scenario);
+            assert_eq!((watched.attempts, paused.attempts), (1, 1), "{paused:?}");
+            assert!(paused.done && paused.violation.is_none(), "{paused:?}");
+            assert!(
+                paused.patience <= watched.patience,
+                "{paused:?} {watched:?}"
+            );
+            // The pauses fall elsewhere between the grants: a round trip more at most.
+            let slowest = watched.slowest + ms(10);
+            assert!(paused.slowest <= slowest, "{paused:?} {watched:?}");
+        }
+    }
+}
+
+/// Who leaves gets what was said or understood until then, at whatever moment.
+#[test]
+fn who_leaves_ends_with_what_was_delivered() {
+    let mut ends = BTreeMap::<String, u32>::new();
+    for seed in 0..500 {
+        let mut scenario = Scenario::random(seed, false);
+        (scenario.cancel_at, scenario.leave_at) = (None, Some(ms(seed * 31 % 4000)));
+        for report in [speak::run(&scenario), hear::run(&scenario)] {
+            assert_eq!(report.violation, None, "seed {seed}");
+            let end = report.end.split([' ', '{', '(']).next().unwrap_or_default();
+            *ends.entry(end.to_owned()).or_default() += 1;
+        }
+    }
+    println!("{ends:?}");
+    assert!(ends["Interrupted"] > 100 && ends["Refused"] > 10);
+    assert_eq!(
+        ends.values().sum::<u32>(),
+        ends["Interrupted"] + ends["Refused"] + ends["done"]
+    );
+}
+
+/// A long text from a peer that stands still again and again: a backup beside each stillness, all
+/// in vain, and none of them missing when the peer dies.
+#[test]
+fn vain_hedges_use_up_no_failover() {
+    let mut scenario = two(1.02, ms(40_000), Fault::Kill);
+    // The backup is never in time.
+    scenario.nodes[1].first = ms(390);
+    scenario.chunks = vec![60_000; 24];
+    let freeze = |n: u64| (ms(1000 + n * 1500), Fault::Freeze(ms(250)));
+    scenario.nodes[0].faults.extend((0..25).map(freeze));
+    let report = speak::run(&scenario);
+    assert_eq!(report.violation, None);
+    assert!(report.in_vain > MAX_ATTEMPTS, "{report:?}");
+    assert!(report.done, "{report:?}");
 }

@@ -308,6 +308,28 @@ fn barge_in_ends_at_once_and_tells_what_was_said() {
     assert!(bench.input(speak::Input::Played(60 * PACKET)).is_empty());
 }
 
+#[test]
+fn who_leaves_keeps_what_was_said() {
+    let mut bench = half(false, true);
+    let effects = bench.input(speak::Input::Leave);
+    let reason = Reason::Leaving;
+    let failed = speak::Output::Failed {
+        failure: Failure::Interrupted { reason },
+        whole: 9,
+    };
+    assert_eq!(
+        effects,
+        [speak::Effect::Reset(A), speak::Effect::Emit(failed)]
+    );
+    // Before any sound: ask again elsewhere.
+    let mut bench = Bench::new(speak::Config::new(TEXT), vec![speaker(0, true)]);
+    let ended = outputs(bench.input(speak::Input::Leave));
+    let [speak::Output::Failed { failure, whole: 0 }] = &ended[..] else {
+        panic!("{ended:?}");
+    };
+    assert!(matches!(failure, Failure::Refused(e) if e.code == ErrorCode::Draining));
+}
+
 // ----- hearing ------------------------------------------------------------------------------
 
 struct Ear {
@@ -484,6 +506,21 @@ fn the_error_carries_the_best_partial() {
     let failed = hear::Output::Failed {
         failure: Failure::Cancelled,
         partial: "a long one".into(),
+    };
+    assert_eq!(effects.last(), Some(&hear::Effect::Emit(failed)));
+}
+
+#[test]
+fn who_leaves_keeps_what_was_understood() {
+    let mut ear = Ear::new(3);
+    ear.input(hear::Input::Opened(A));
+    ear.accept(A);
+    ear.partial(A, "so far");
+    let effects = ear.input(hear::Input::Leave);
+    let reason = Reason::Leaving;
+    let failed = hear::Output::Failed {
+        failure: Failure::Interrupted { reason },
+        partial: "so far".into(),
     };
     assert_eq!(effects.last(), Some(&hear::Effect::Emit(failed)));
 }

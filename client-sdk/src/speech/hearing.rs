@@ -19,7 +19,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use unamesh_proto::NodeId;
 use unamesh_proto::rank::Candidate;
 use unamesh_proto::session::AttemptId;
 use unamesh_proto::speech::Failure;
@@ -27,6 +26,7 @@ use unamesh_proto::speech::hear::{Config, Effect, Hear as Machine, Input, Output
 use unamesh_proto::table::Snapshot;
 use unamesh_proto::timeouts::AUDIO_FRAME;
 use unamesh_proto::wire::{ErrorCode, HearFrame, HearRequest, ModelKind, Transcript, WireError};
+use unamesh_proto::{Mono, NodeId};
 
 /// An utterance that is being transcribed: a stream of [`HearEvent`]s.
 ///
@@ -126,6 +126,11 @@ impl Hearing {
     /// itself leaves the rest to the next one.
     pub fn heard(&self) -> Option<Duration> {
         self.heard.map(|frames| AUDIO_FRAME * frames)
+    }
+
+    /// The caller took something then and does not look before the next poll.
+    pub(crate) fn left(&mut self, then: Mono) {
+        self.outside.left(then);
     }
 
     fn record(&mut self, frames: Vec<Vec<u8>>) {
@@ -254,6 +259,9 @@ impl Hearing {
             Output::Final { node, transcript } => self.transcribed(node, transcript),
             Output::Failed { failure, partial } => self.failed(failure, partial),
         };
+        if matches!(event, HearEvent::Final { .. } | HearEvent::Failed { .. }) {
+            self.outside.over();
+        }
         self.events.push_back(event);
     }
 
@@ -285,7 +293,8 @@ impl Hearing {
 
     fn failed(&mut self, failure: Failure, partial: String) -> HearEvent {
         self.encoder = None;
-        let error = client_error(&self.shared, failure, ModelKind::Stt, &self.hear.model, "");
+        let (shared, model) = (&self.shared, &self.hear.model);
+        let error = client_error(shared, failure, ModelKind::Stt, model, "", &partial);
         HearEvent::Failed { error, partial }
     }
 
@@ -307,10 +316,18 @@ impl Hearing {
             Happening::Opened(attempt) => self.input(Input::Opened(attempt)),
             Happening::Frame(attempt, _, frame) => self.input(Input::Frame(attempt, frame)),
             Happening::Closed(attempt, closed) => self.input(Input::Closed(attempt, closed)),
+            Happening::Late(late) => self.input(Input::Late(late)),
             Happening::Table(snapshot) => self.table(&snapshot),
             Happening::Time => self.input(Input::Wake),
-            Happening::Leave => self.input(Input::Cancel),
+            Happening::Leave => self.input(Input::Leave),
         }
+    }
+}
+
+impl Drop for Hearing {
+    /// What an utterance that nobody wants any more has learned and spent is told all the same.
+    fn drop(&mut self) {
+        self.cancel();
     }
 }
 
@@ -328,6 +345,7 @@ impl Stream for Hearing {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<HearEvent>> {
         loop {
             if let Some(event) = self.events.pop_front() {
+                self.left(clock::mono());
                 return Poll::Ready(Some(event));
             }
             if self.machine.is_ended() {

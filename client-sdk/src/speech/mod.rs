@@ -102,19 +102,27 @@ fn voices(peer: &Peer) -> Vec<VoiceAt> {
     all
 }
 
-/// What the caller is told. `voice` is the one asked for.
+/// What the caller is told. `voice` is the one asked for; `delivered` what was said or understood
+/// until then.
 fn client_error(
     shared: &Shared,
     failure: Failure,
     kind: ModelKind,
     model: &str,
     voice: &str,
+    delivered: &str,
 ) -> ClientError {
     match failure {
         Failure::NoPeer => nobody(shared, kind, model),
         Failure::Busy { retry_after } => ClientError::Busy { retry_after },
         Failure::Refused(error) => ClientError::from(error),
         Failure::NoVoice => no_voice(shared, voice),
+        Failure::Interrupted {
+            reason: Reason::Leaving,
+        } => ClientError::Left {
+            delivered: delivered.to_owned(),
+            tokens: 0,
+        },
         Failure::Interrupted { reason } => broken_off(&reason),
         Failure::Cancelled => ClientError::Cancelled,
     }

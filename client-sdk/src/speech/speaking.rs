@@ -18,12 +18,12 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use unamesh_proto::NodeId;
 use unamesh_proto::rank::speech::SpeechNeed;
 use unamesh_proto::speech::speak::{Config, Effect, Input, Output, Speak, Speaker};
 use unamesh_proto::table::Snapshot;
 use unamesh_proto::timeouts::SPEECH_LEAD_MIN;
 use unamesh_proto::wire::{ModelKind, SpeakFrame, SpeakRequest};
+use unamesh_proto::{Mono, NodeId};
 
 /// Frames that are taken in before sound that is there is given out: half a second of speech, so
 /// that decoding a whole lead does not make the ear wait.
@@ -249,10 +249,16 @@ impl Speech {
                 self.playout.finish();
                 self.outcome = Some(Ok(()));
             }
-            Output::Failed { failure, .. } => {
-                let (model, voice) = (&self.say.model, &self.say.voice);
+            Output::Failed { failure, whole } => {
+                let (
+                    shared,
+                    Say {
+                        model, voice, text, ..
+                    },
+                ) = (&self.shared, &*self.say);
                 let voice = self.machine.voice().unwrap_or(voice);
-                let error = client_error(&self.shared, failure, ModelKind::Tts, model, voice);
+                let said: String = text.chars().take(whole as usize).collect();
+                let error = client_error(shared, failure, ModelKind::Tts, model, voice, &said);
                 if matches!(error, ClientError::Cancelled) {
                     self.playout.clear();
                     self.events.clear();
@@ -298,9 +304,10 @@ impl Speech {
             Happening::Opened(attempt) => self.input(Input::Opened(attempt)),
             Happening::Frame(attempt, _, frame) => self.input(Input::Frame(attempt, frame)),
             Happening::Closed(attempt, closed) => self.input(Input::Closed(attempt, closed)),
+            Happening::Late(late) => self.input(Input::Late(late)),
             Happening::Table(snapshot) => self.table(&snapshot),
             Happening::Time => self.input(Input::Wake),
-            Happening::Leave => self.input(Input::Cancel),
+            Happening::Leave => self.input(Input::Leave),
         }
     }
 
@@ -324,7 +331,18 @@ impl Speech {
         if !self.take_in(cx) {
             cx.waker().wake_by_ref();
         }
-        self.events.pop_front().map_or(Poll::Pending, Poll::Ready)
+        match self.events.pop_front() {
+            Some(event) => {
+                self.left(clock::mono());
+                Poll::Ready(event)
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    /// The caller took something then and does not look before the next poll.
+    pub(crate) fn left(&mut self, then: Mono) {
+        self.outside.left(then);
     }
 
     fn next_sound(&mut self) -> Option<Vec<i16>> {
@@ -337,6 +355,13 @@ impl Speech {
     }
 }
 
+impl Drop for Speech {
+    /// What speech that nobody wants any more has learned and spent is told all the same.
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
 impl Stream for Speech {
     type Item = SayEvent;
 
@@ -344,13 +369,16 @@ impl Stream for Speech {
         loop {
             let all = self.take_in(cx);
             if let Some(event) = self.events.pop_front() {
+                self.left(clock::mono());
                 return Poll::Ready(Some(event));
             }
             if let Some(pcm) = self.next_sound() {
+                self.left(clock::mono());
                 return Poll::Ready(Some(SayEvent::Pcm(pcm)));
             }
             if self.machine.is_ended() {
                 let samples = self.playout.taken();
+                self.outside.over();
                 return Poll::Ready(self.outcome.take().map(|outcome| match outcome {
                     Ok(()) => SayEvent::Done { samples },
                     Err(error) => SayEvent::Failed(error),

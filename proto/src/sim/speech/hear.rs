@@ -3,35 +3,27 @@
 //! The transcript of the model's recognizer is the count of frames that it heard, so that what is
 //! lost shows.
 
-use super::{Agent, Fault, Queue, Report, Scenario, candidate, id_of};
-use crate::session::{AttemptId, Closed};
+use super::net::{Net, Said, Side, run as play};
+use super::{Fault, Report, Scenario};
+use crate::session::AttemptId;
 use crate::speech::hear::{Config, Effect, Hear, Input, Output};
 use crate::time::Mono;
-use crate::timeouts::{AUDIO_FRAME, DIAL, IDLE, PROGRESS_EVERY, TABLE_DOWN};
+use crate::timeouts::{AUDIO_FRAME, PROGRESS_EVERY};
 use crate::wire::{
     Draining, ErrorCode, HearAccepted, HearFrame, Missing, Partial, Phase, Progress, Transcript,
     WireError,
 };
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-enum Event {
+enum Own {
     Speak(u32),
     Request(AttemptId),
     Frames(AttemptId, Vec<u32>),
     EndAtNode(AttemptId, u32),
-    ResetAtNode(AttemptId),
     Beat(AttemptId),
     Transcribe(AttemptId),
-    ToClient(AttemptId, HearFrame),
-    Close(AttemptId, Closed),
-    Fault(usize, Fault),
-    Leave(usize),
-    Going(usize),
-    Wake,
-    Cancel,
 }
 
 struct Job {
@@ -41,232 +33,175 @@ struct Job {
     strike: Option<Fault>,
 }
 
-struct World<'a> {
-    scenario: &'a Scenario,
-    rng: ChaCha8Rng,
-    now: Mono,
-    queue: Queue<Event>,
-    agents: Vec<Agent>,
+struct World {
     hear: Hear,
     jobs: BTreeMap<AttemptId, Job>,
-    links: BTreeMap<AttemptId, (usize, Mono)>,
-    report: Report,
     frames: u32,
     ended_at: Mono,
-    armed: Option<Mono>,
-    terminal: bool,
 }
 
 /// Runs `scenario` to its end (or 120 virtual seconds) and checks the rules on the way.
 pub fn run(scenario: &Scenario) -> Report {
-    let frames = u32::try_from(scenario.chunks[0] / 200).unwrap_or(u32::MAX);
+    let mut net = Net::new(scenario, 0xea5);
     let mut world = World {
-        scenario,
-        rng: ChaCha8Rng::seed_from_u64(scenario.seed ^ 0xea5),
-        now: Mono::ZERO,
-        queue: Queue::new(),
-        agents: scenario.nodes.iter().map(|_| Agent::default()).collect(),
         hear: Hear::new(Config::default(), Mono::ZERO),
         jobs: BTreeMap::new(),
-        links: BTreeMap::new(),
-        report: Report::default(),
-        frames,
+        frames: u32::try_from(scenario.chunks[0] / 200).unwrap_or(u32::MAX),
         ended_at: Mono::ZERO,
-        armed: None,
-        terminal: false,
     };
-    for (node, model) in scenario.nodes.iter().enumerate() {
-        for (at, fault) in &model.faults {
-            world.after(*at, Event::Fault(node, *fault));
-        }
-    }
-    if let Some(at) = scenario.cancel_at {
-        world.after(at, Event::Cancel);
-    }
-    world.after(AUDIO_FRAME, Event::Speak(0));
-    world.drain();
-    while let Some((at, event)) = world.queue.pop() {
-        if world.terminal || at > Mono::ZERO + Duration::from_secs(120) {
-            break;
-        }
-        world.now = at;
-        world.handle(event);
-    }
-    if !world.terminal {
-        world.report.violate("no terminal event".into());
-    }
-    world.report.first_wait = world.now.since(world.ended_at);
-    world.report
+    net.soon(AUDIO_FRAME, Own::Speak(0));
+    world.drain(&mut net);
+    play(&mut net, &mut world, Duration::from_secs(120));
+    net.report.first_wait = net.now.since(world.ended_at);
+    net.report
 }
 
-impl World<'_> {
-    fn after(&mut self, after: Duration, event: Event) {
-        self.queue.at(self.now + after, event);
+impl Side for World {
+    type Frame = HearFrame;
+    type Own = Own;
+
+    fn told(&mut self, net: &mut Net<'_, Self>, said: Said<HearFrame>) {
+        let input = match said {
+            Said::Frame(attempt, frame) => Input::Frame(attempt, frame),
+            Said::Closed(attempt, closed) => Input::Closed(attempt, closed),
+            Said::Going(node) => Input::PeerGoing(node),
+            Said::Late(late) => Input::Late(late),
+            Said::Wake => Input::Wake,
+            Said::Cancel => Input::Cancel,
+            Said::Leave => Input::Leave,
+        };
+        self.input(net, input);
     }
 
-    fn handle(&mut self, event: Event) {
-        match event {
-            Event::Speak(n) if n < self.frames => {
-                self.input(Input::Sound(vec![1 + (n % 250) as u8; 40]));
-                self.ended_at = self.now;
-                self.after(AUDIO_FRAME, Event::Speak(n + 1));
+    fn own(&mut self, net: &mut Net<'_, Self>, own: Own) {
+        match own {
+            Own::Speak(n) if n < self.frames => {
+                self.input(net, Input::Sound(vec![1 + (n % 250) as u8; 40]));
+                self.ended_at = net.now;
+                net.soon(AUDIO_FRAME, Own::Speak(n + 1));
             }
-            Event::Speak(_) => {
-                self.ended_at = self.now;
-                self.input(Input::End);
+            Own::Speak(_) => {
+                self.ended_at = net.now;
+                self.input(net, Input::End);
             }
-            Event::Request(attempt) => self.request(attempt),
-            Event::Frames(attempt, frames) => {
+            Own::Request(attempt) => self.request(net, attempt),
+            Own::Frames(attempt, frames) => {
                 if let Some(job) = self.jobs.get_mut(&attempt) {
                     job.heard.extend(frames);
-                    self.check(attempt);
+                    self.check(net, attempt);
                 }
             }
-            Event::EndAtNode(attempt, frames) => {
+            Own::EndAtNode(attempt, frames) => {
                 if let Some(job) = self.jobs.get_mut(&attempt) {
                     job.end = Some(frames);
-                    self.check(attempt);
+                    self.check(net, attempt);
                 }
             }
-            Event::ResetAtNode(attempt) => {
-                self.jobs.remove(&attempt);
-            }
-            Event::Beat(attempt) => self.beat(attempt),
-            Event::Transcribe(attempt) => self.transcribe(attempt),
-            Event::ToClient(attempt, frame) => {
-                if self.links.contains_key(&attempt) {
-                    self.input(Input::Frame(attempt, frame));
-                }
-            }
-            Event::Close(attempt, closed) => {
-                if self.links.contains_key(&attempt) {
-                    self.input(Input::Closed(attempt, closed));
-                }
-            }
-            Event::Fault(node, fault) => self.fault(node, fault),
-            Event::Leave(node) => self.kill(node),
-            Event::Going(node) => self.input(Input::PeerGoing(id_of(node))),
-            Event::Wake => self.input(Input::Wake),
-            Event::Cancel => self.input(Input::Cancel),
+            Own::Beat(attempt) => self.beat(net, attempt),
+            Own::Transcribe(attempt) => self.transcribe(net, attempt),
         }
     }
 
-    // ----- the client -------------------------------------------------------------------
-
-    fn input(&mut self, input: Input) {
-        self.hear.handle(input, self.now);
-        self.drain();
+    fn is_callers(own: &Own) -> bool {
+        matches!(own, Own::Speak(_))
     }
 
-    fn drain(&mut self) {
+    fn draining(draining: Draining) -> HearFrame {
+        HearFrame::Draining(draining)
+    }
+
+    fn reset(&mut self, attempt: AttemptId) {
+        self.jobs.remove(&attempt);
+    }
+
+    fn lose_work(&mut self, node: usize) {
+        self.jobs.retain(|_, job| job.node != node);
+    }
+
+    fn strike(&mut self, node: usize, fault: Fault) {
+        let jobs = self.jobs.values_mut().filter(|j| j.node == node);
+        jobs.for_each(|j| j.strike = Some(fault));
+    }
+}
+
+impl World {
+    // ----- the client -------------------------------------------------------------------
+
+    fn input(&mut self, net: &mut Net<'_, Self>, input: Input) {
+        self.hear.handle(input, net.now);
+        self.drain(net);
+    }
+
+    fn drain(&mut self, net: &mut Net<'_, Self>) {
         while let Some(effect) = self.hear.poll() {
             match effect {
-                Effect::Rank => self.rank(),
-                Effect::Hedge if self.scenario.hedges => {
-                    self.hear.handle(Input::Hedge, self.now);
+                Effect::Rank => {
+                    let all = net.candidates().map(|(_, candidate)| candidate).collect();
+                    self.hear.handle(Input::Candidates(all), net.now);
                 }
-                Effect::Open { attempt, node, .. } => self.open(attempt, node.0[0].into()),
+                Effect::Hedge if net.scenario.hedges => {
+                    self.hear.handle(Input::Hedge, net.now);
+                }
+                Effect::Open { attempt, node, .. } => {
+                    if net.open(attempt, node.0[0].into()) {
+                        net.travel(attempt, Own::Request(attempt));
+                        self.hear.handle(Input::Opened(attempt), net.now);
+                    }
+                }
                 Effect::Send(attempt, frames) => {
                     let all = frames.clone().all(|n| self.hear.sound().frame(n).is_some());
                     if !all {
-                        self.report.violate(format!("{frames:?} are not there"));
+                        net.report.violate(format!("{frames:?} are not there"));
                     }
-                    self.travel(attempt, Event::Frames(attempt, frames.collect()));
+                    net.travel(attempt, Own::Frames(attempt, frames.collect()));
                 }
                 Effect::Live(attempt, newest) => {
-                    if self.rng.random_range(0..100) >= self.scenario.loss {
+                    if net.rng.random_range(0..100) >= net.scenario.loss {
                         let both = [newest.checked_sub(2), Some(newest)];
                         let both = both.into_iter().flatten().collect();
-                        self.travel(attempt, Event::Frames(attempt, both));
+                        net.travel(attempt, Own::Frames(attempt, both));
                     }
                 }
                 Effect::End(attempt, frames) => {
-                    self.travel(attempt, Event::EndAtNode(attempt, frames));
+                    net.travel(attempt, Own::EndAtNode(attempt, frames));
                 }
-                Effect::Reset(attempt) => {
-                    self.travel(attempt, Event::ResetAtNode(attempt));
-                    self.links.remove(&attempt);
-                }
-                Effect::Emit(output) => self.emit(output),
-                Effect::Hedge | Effect::Note(_) => {}
+                Effect::Reset(attempt) => net.reset(attempt),
+                Effect::Emit(output) => self.emit(net, output),
+                Effect::Note(note) => net.report.note(&note),
+                Effect::Hedge => {}
             }
         }
-        let armed = self.armed.filter(|at| *at > self.now);
-        if let Some(at) = self.hear.next_wake()
-            && armed.is_none_or(|armed| at < armed)
-        {
-            let at = at.max(self.now + Duration::from_micros(1));
-            self.armed = Some(at);
-            self.queue.at(at, Event::Wake);
-        }
+        net.arm(self.hear.next_wake());
     }
 
-    fn rank(&mut self) {
-        let now = self.now;
-        let known_down = |a: &Agent| a.dead_since.is_some_and(|t| now.since(t) > TABLE_DOWN);
-        let all = self.agents.iter().enumerate();
-        let all = all.filter(|(_, a)| !known_down(a));
-        let all = all.map(|(n, agent)| candidate(n, &self.scenario.nodes[n], agent));
-        let all = all.collect();
-        self.hear.handle(Input::Candidates(all), now);
-    }
-
-    fn open(&mut self, attempt: AttemptId, node: usize) {
-        self.report.attempts += 1;
-        self.links.insert(attempt, (node, self.now));
-        if self.agents[node].dead_since.is_some() {
-            let closed = Closed::Unreachable("dead".into());
-            return self.after(DIAL, Event::Close(attempt, closed));
-        }
-        self.travel(attempt, Event::Request(attempt));
-        self.hear.handle(Input::Opened(attempt), self.now);
-    }
-
-    fn travel(&mut self, attempt: AttemptId, event: Event) {
-        if let Some((node, _)) = self.links.get(&attempt) {
-            let delay = self.scenario.nodes[*node].delay;
-            self.after(delay, event);
-        }
-    }
-
-    fn emit(&mut self, output: Output) {
-        if self.terminal {
-            self.report.violate(format!("{output:?} after the end"));
-        }
+    fn emit(&mut self, net: &mut Net<'_, Self>, output: Output) {
+        net.emitted(&output);
         match output {
-            Output::PeerChanged { reason, .. } => self.report.changes.push(reason),
+            Output::Started { .. } => net.begun = true,
+            Output::PeerChanged { reason, .. } => net.report.changes.push(reason),
             Output::Final { transcript, .. } => {
-                (self.terminal, self.report.done) = (true, true);
-                self.report.end = "done".into();
+                net.done();
                 if transcript.text != self.frames.to_string() {
                     let rule = format!("{} of {} frames", transcript.text, self.frames);
-                    self.report.violate(rule);
+                    net.report.violate(rule);
                 }
             }
-            Output::Failed { failure, .. } => {
-                self.terminal = true;
-                self.report.end = format!("{failure:?} ");
-            }
+            Output::Failed { failure, .. } => net.failed(&failure, ""),
             _ => {}
         }
     }
 
     // ----- the agents -------------------------------------------------------------------
 
-    fn request(&mut self, attempt: AttemptId) {
-        let Some((node, _)) = self.links.get(&attempt).copied() else {
+    fn request(&mut self, net: &mut Net<'_, Self>, attempt: AttemptId) {
+        let Some(node) = net.node(attempt) else {
             return;
         };
-        let agent = &self.agents[node];
-        if agent.dead_since.is_some() {
+        if net.agents[node].dead_since.is_some() {
             return;
         }
-        if agent.busy || agent.draining {
-            let code = match agent.busy {
-                true => ErrorCode::Busy,
-                false => ErrorCode::Draining,
-            };
-            return self.send(attempt, node, HearFrame::Error(WireError::new(code, "no")));
+        if let Some(error) = net.refusal(node) {
+            return net.send(attempt, node, HearFrame::Error(error));
         }
         let job = Job {
             node,
@@ -279,12 +214,12 @@ impl World<'_> {
             engine: 0,
             digest: String::new(),
         };
-        self.send(attempt, node, HearFrame::Accepted(accepted));
-        self.after(PROGRESS_EVERY, Event::Beat(attempt));
+        net.send(attempt, node, HearFrame::Accepted(accepted));
+        net.soon(PROGRESS_EVERY, Own::Beat(attempt));
     }
 
     /// Asks for what is missing, or transcribes.
-    fn check(&mut self, attempt: AttemptId) {
+    fn check(&mut self, net: &mut Net<'_, Self>, attempt: AttemptId) {
         let Some(job) = self.jobs.get(&attempt) else {
             return;
         };
@@ -293,19 +228,19 @@ impl World<'_> {
         match lost {
             Some(from) => {
                 let missing = Missing { from, to: from + 1 };
-                self.send(attempt, node, HearFrame::Missing(missing));
+                net.send(attempt, node, HearFrame::Missing(missing));
             }
-            None => self.after(self.scenario.nodes[node].first, Event::Transcribe(attempt)),
+            None => net.soon(net.scenario.nodes[node].first, Own::Transcribe(attempt)),
         }
     }
 
-    fn transcribe(&mut self, attempt: AttemptId) {
+    fn transcribe(&mut self, net: &mut Net<'_, Self>, attempt: AttemptId) {
         let Some(job) = self.jobs.get_mut(&attempt) else {
             return;
         };
-        let (node, ready) = (job.node, self.agents[job.node].ready());
-        if ready > self.now {
-            return self.queue.at(ready, Event::Transcribe(attempt));
+        let (node, ready) = (job.node, net.agents[job.node].ready());
+        if ready > net.now {
+            return net.at(ready, Own::Transcribe(attempt));
         }
         let frames = job.heard.len() as u32;
         let strike = job.strike.take();
@@ -314,10 +249,7 @@ impl World<'_> {
             Some(Fault::EngineFails) => {
                 HearFrame::Error(WireError::new(ErrorCode::EngineFailed, "failed"))
             }
-            Some(Fault::EndsEarly) => {
-                let at = self.arrival(attempt, node);
-                return self.queue.at(at, Event::Close(attempt, Closed::Ended));
-            }
+            Some(Fault::EndsEarly) => return net.end_early(attempt, node),
             other => {
                 let frames = frames - u32::from(other.is_some());
                 HearFrame::Final(Transcript {
@@ -329,23 +261,20 @@ impl World<'_> {
                 })
             }
         };
-        self.send(attempt, node, frame);
+        net.send(attempt, node, frame);
     }
 
     /// Progress, and now and then a partial.
-    fn beat(&mut self, attempt: AttemptId) {
+    fn beat(&mut self, net: &mut Net<'_, Self>, attempt: AttemptId) {
         let Some(job) = self.jobs.get(&attempt) else {
             return;
         };
         let (node, heard, asked) = (job.node, job.heard.len(), job.end.is_some());
-        let agent = &self.agents[node];
-        if agent.dead_since.is_some() {
-            return;
+        let (ready, frozen_until) = (net.agents[node].ready(), net.agents[node].frozen_until);
+        if frozen_until > net.now {
+            return net.at(frozen_until, Own::Beat(attempt));
         }
-        if agent.frozen_until > self.now {
-            return self.queue.at(agent.frozen_until, Event::Beat(attempt));
-        }
-        let partial = agent.ready() <= self.now && heard > 50 && self.rng.random_bool(0.2);
+        let partial = ready <= net.now && heard > 50 && net.rng.random_bool(0.2);
         let frame = match partial {
             true => HearFrame::Partial(Partial {
                 text: heard.to_string(),
@@ -359,71 +288,7 @@ impl World<'_> {
                 total: 0,
             }),
         };
-        self.send(attempt, node, frame);
-        self.after(PROGRESS_EVERY, Event::Beat(attempt));
-    }
-
-    fn arrival(&mut self, attempt: AttemptId, node: usize) -> Mono {
-        let model = &self.scenario.nodes[node];
-        let late = model.jitter.mul_f64(self.rng.random::<f64>());
-        let at = self.now + model.delay + late;
-        match self.links.get_mut(&attempt) {
-            Some((_, last)) => {
-                *last = at.max(*last + Duration::from_micros(1));
-                *last
-            }
-            None => at,
-        }
-    }
-
-    fn send(&mut self, attempt: AttemptId, node: usize, frame: HearFrame) {
-        let at = self.arrival(attempt, node);
-        self.queue.at(at, Event::ToClient(attempt, frame));
-    }
-
-    fn fault(&mut self, node: usize, fault: Fault) {
-        match fault {
-            Fault::Kill => self.kill(node),
-            Fault::Freeze(long) => {
-                self.agents[node].frozen_until = self.now + long;
-                if long > IDLE {
-                    self.lose(node);
-                }
-            }
-            Fault::Hang(long) => self.agents[node].hung_until = self.now + long,
-            Fault::Busy => self.agents[node].busy = true,
-            Fault::Drain(long) => {
-                self.agents[node].draining = true;
-                let deadline_ms = long.as_millis() as u32;
-                for attempt in self.at_node(node) {
-                    let draining = Draining { deadline_ms };
-                    self.send(attempt, node, HearFrame::Draining(draining));
-                }
-                self.after(Duration::from_millis(30), Event::Going(node));
-                self.after(long, Event::Leave(node));
-            }
-            Fault::EngineFails | Fault::EndsEarly | Fault::Skips => {
-                let jobs = self.jobs.values_mut().filter(|j| j.node == node);
-                jobs.for_each(|j| j.strike = Some(fault));
-            }
-        }
-    }
-
-    fn kill(&mut self, node: usize) {
-        self.agents[node].dead_since.get_or_insert(self.now);
-        self.jobs.retain(|_, job| job.node != node);
-        self.lose(node);
-    }
-
-    fn lose(&mut self, node: usize) {
-        for attempt in self.at_node(node) {
-            let lost = Closed::Lost("lost".into());
-            self.after(IDLE, Event::Close(attempt, lost));
-        }
-    }
-
-    fn at_node(&self, node: usize) -> Vec<AttemptId> {
-        let links = self.links.iter().filter(|(_, (n, _))| *n == node);
-        links.map(|(attempt, _)| *attempt).collect()
+        net.send(attempt, node, frame);
+        net.soon(PROGRESS_EVERY, Own::Beat(attempt));
     }
 }

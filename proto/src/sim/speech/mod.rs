@@ -6,13 +6,16 @@
 //! always hold.
 
 pub mod hear;
+mod net;
+mod player;
 pub mod speak;
 pub mod turn;
 
 use crate::ids::NodeId;
-use crate::rank::{Candidate, Cost};
-use crate::session::Reason;
+use crate::session::{Note, Reason};
+use crate::speech::Failure;
 use crate::time::Mono;
+use crate::wire::ErrorCode;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -69,6 +72,10 @@ pub struct Scenario {
     pub other_voice: bool,
     /// The caller cancels then.
     pub cancel_at: Option<Duration>,
+    /// The program that asks leaves the mesh then.
+    pub leave_at: Option<Duration>,
+    /// The caller does not look then, for so long.
+    pub pauses: Vec<(Duration, Duration)>,
     /// Hedges are granted.
     pub hedges: bool,
     /// Of datagrams that are lost, in percent.
@@ -131,6 +138,8 @@ impl Scenario {
                 .collect(),
             other_voice: rng.random_bool(0.3),
             cancel_at: rng.random_bool(0.1).then(|| ms(&mut rng, 0, 8000)),
+            leave_at: None,
+            pauses: Vec::new(),
             hedges: rng.random_bool(0.7),
             loss: rng.random_range(0..10),
             shift: rng.random_range(0..500),
@@ -138,7 +147,7 @@ impl Scenario {
     }
 }
 
-/// What the caller saw.
+/// What the caller saw, and what its client learned.
 #[derive(Debug, Default)]
 pub struct Report {
     /// How it ended.
@@ -155,6 +164,12 @@ pub struct Report {
     pub changes: Vec<Reason>,
     /// Chunks that were joined while they were played.
     pub joins: u32,
+    /// Hedges whose original went on.
+    pub in_vain: u32,
+    /// The longest silence that a peer may now show before it is suspected.
+    pub patience: Duration,
+    /// The longest that an engine is now known to take, for a first output or between two.
+    pub slowest: Duration,
     /// A rule that the run broke, if any.
     pub violation: Option<String>,
 }
@@ -162,6 +177,31 @@ pub struct Report {
 impl Report {
     fn violate(&mut self, rule: String) {
         self.violation.get_or_insert(rule);
+    }
+
+    fn note(&mut self, note: &Note) {
+        match note {
+            Note::HedgeInVain { .. } => self.in_vain += 1,
+            Note::Learned { silence, .. } => self.patience = self.patience.max(silence.bound()),
+            Note::Observed { observed, .. } => {
+                let gap = observed.gaps.quantile(1.0, 1);
+                let shown = [Some(self.slowest), observed.first, gap];
+                self.slowest = shown.into_iter().flatten().max().unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+
+    /// It failed: as who leaves does, if the caller's program left. `begun`: something came of it.
+    fn failed(&mut self, failure: &Failure, left: bool, begun: bool) {
+        let leaving = match failure {
+            Failure::Interrupted { reason } => begun && *reason == Reason::Leaving,
+            Failure::Refused(error) => !begun && error.code == ErrorCode::Draining,
+            _ => false,
+        };
+        if left && !leaving {
+            self.violate(format!("{failure:?} of one who left"));
+        }
     }
 }
 
@@ -208,20 +248,4 @@ impl Agent {
 
 fn id_of(node: usize) -> NodeId {
     NodeId([node as u8; 32])
-}
-
-fn candidate(node: usize, model: &Node, agent: &Agent) -> Candidate {
-    Candidate {
-        node: id_of(node),
-        engine: 0,
-        model: "m".into(),
-        digest: String::new(),
-        token_ids: false,
-        cost: Cost::default(),
-        expected_ttft: model.first,
-        expected_itl: Duration::from_millis(20).div_f64(model.speed),
-        learned: Default::default(),
-        draining: agent.draining,
-        reason: String::new(),
-    }
 }

@@ -1,36 +1,28 @@
 //! A text is spoken, and played as it comes.
 
-use super::{Agent, Fault, Queue, Report, Scenario, candidate, id_of};
-use crate::session::{AttemptId, Closed};
+use super::net::{Net, Said, Side, run as drive};
+use super::player::{PRE_SKIP, Player, packets};
+use super::{Fault, Report, Scenario};
+use crate::session::AttemptId;
 use crate::speech::speak::{Config, Effect, Input, Output, PACKET, SAMPLES_PER_MS, Speak, Speaker};
 use crate::time::Mono;
-use crate::timeouts::{AUDIO_FRAME, DIAL, IDLE, PROGRESS_EVERY, SPEECH_LEAD, TABLE_DOWN};
+use crate::timeouts::{AUDIO_FRAME, PROGRESS_EVERY, SPEECH_LEAD};
 use crate::wire::{
     Draining, ErrorCode, Grant, Phase, Progress, Sound, SpeakFrame, SpeechAccepted, SpeechDone,
     SpokenMark, WireError,
 };
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand::Rng;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-const PRE_SKIP: u16 = 156;
 const CHUNK_CHARS: u32 = 10;
 
-enum Event {
+enum Own {
     Request(AttemptId, u32, u32),
     Granted(AttemptId, Grant),
-    ResetAtNode(AttemptId),
     Step(AttemptId),
     Beat(AttemptId),
-    ToClient(AttemptId, SpeakFrame),
-    Close(AttemptId, Closed),
-    Fault(usize, Fault),
-    Leave(usize),
-    Going(usize),
     Play,
-    Wake,
-    Cancel,
 }
 
 /// What an agent speaks.
@@ -47,45 +39,11 @@ struct Job {
     strike: Option<Fault>,
 }
 
-/// A packet that the caller has.
-#[derive(Clone, Copy, Debug)]
-struct Have {
-    chunk: u8,
-    packet: u16,
-    start: u64,
-}
-
-/// The chunk that comes in.
-#[derive(Default)]
-struct Coming {
-    start: u64,
-    packets: u64,
-    /// So many packets of it are there already.
-    skip: u64,
-}
-
-struct World<'a> {
-    scenario: &'a Scenario,
-    rng: ChaCha8Rng,
-    now: Mono,
-    queue: Queue<Event>,
-    agents: Vec<Agent>,
+struct World {
     speak: Speak,
     jobs: BTreeMap<AttemptId, Job>,
-    /// The client's streams, and when their last frame arrives.
-    links: BTreeMap<AttemptId, (usize, Mono)>,
-    report: Report,
-    have: Vec<Have>,
-    coming: Coming,
-    end: u64,
-    played: u64,
-    playing: bool,
-    /// How often the player ran dry.
-    dry: u64,
-    starved_since: Mono,
+    player: Player,
     shift: Option<i64>,
-    armed: Option<Mono>,
-    terminal: bool,
 }
 
 /// Runs `scenario` to its end (or 300 virtual seconds) and checks the rules on the way.
@@ -95,104 +53,93 @@ pub fn run(scenario: &Scenario) -> Report {
         other_voice: scenario.other_voice,
         ..Config::new(text)
     };
+    let mut net = Net::new(scenario, 0x5eed);
     let mut world = World {
-        scenario,
-        rng: ChaCha8Rng::seed_from_u64(scenario.seed ^ 0x5eed),
-        now: Mono::ZERO,
-        queue: Queue::new(),
-        agents: scenario.nodes.iter().map(|_| Agent::default()).collect(),
         speak: Speak::new(config, Mono::ZERO),
         jobs: BTreeMap::new(),
-        links: BTreeMap::new(),
-        report: Report::default(),
-        have: Vec::new(),
-        coming: Coming::default(),
-        end: 0,
-        played: 0,
-        playing: false,
-        dry: 0,
-        starved_since: Mono::ZERO,
+        player: Player::default(),
         shift: None,
-        armed: None,
-        terminal: false,
     };
-    for (node, model) in scenario.nodes.iter().enumerate() {
-        for (at, fault) in &model.faults {
-            world.after(*at, Event::Fault(node, *fault));
-        }
-    }
-    if let Some(at) = scenario.cancel_at {
-        world.after(at, Event::Cancel);
-    }
-    world.after(AUDIO_FRAME, Event::Play);
-    world.drain();
-    while let Some((at, event)) = world.queue.pop() {
-        if world.terminal || at > Mono::ZERO + Duration::from_secs(300) {
-            break;
-        }
-        world.now = at;
-        world.handle(event);
-    }
-    world.finish()
+    net.soon(AUDIO_FRAME, Own::Play);
+    world.drain(&mut net);
+    drive(&mut net, &mut world, Duration::from_secs(300));
+    world.finish(net)
 }
 
-impl World<'_> {
-    fn after(&mut self, after: Duration, event: Event) {
-        self.queue.at(self.now + after, event);
+impl Side for World {
+    type Frame = SpeakFrame;
+    type Own = Own;
+
+    fn told(&mut self, net: &mut Net<'_, Self>, said: Said<SpeakFrame>) {
+        let input = match said {
+            Said::Frame(attempt, frame) => Input::Frame(attempt, frame),
+            Said::Closed(attempt, closed) => Input::Closed(attempt, closed),
+            Said::Going(node) => Input::PeerGoing(node),
+            Said::Late(late) => Input::Late(late),
+            Said::Wake => Input::Wake,
+            Said::Cancel => Input::Cancel,
+            Said::Leave => Input::Leave,
+        };
+        self.input(net, input);
     }
 
-    fn handle(&mut self, event: Event) {
-        match event {
-            Event::Request(attempt, from, grant_ms) => self.request(attempt, from, grant_ms),
-            Event::Granted(attempt, grant) => {
+    fn own(&mut self, net: &mut Net<'_, Self>, own: Own) {
+        match own {
+            Own::Request(attempt, from, grant_ms) => self.request(net, attempt, from, grant_ms),
+            Own::Granted(attempt, grant) => {
                 if let Some(job) = self.jobs.get_mut(&attempt) {
                     job.granted = u64::from(grant.until_ms) * SAMPLES_PER_MS;
                     if std::mem::take(&mut job.blocked) {
-                        self.after(Duration::ZERO, Event::Step(attempt));
+                        net.soon(Duration::ZERO, Own::Step(attempt));
                     }
                 }
             }
-            Event::ResetAtNode(attempt) => {
-                self.jobs.remove(&attempt);
-            }
-            Event::Step(attempt) => self.step(attempt),
-            Event::Beat(attempt) => self.beat(attempt),
-            Event::ToClient(attempt, frame) => {
-                if self.links.contains_key(&attempt) {
-                    self.input(Input::Frame(attempt, frame));
-                }
-            }
-            Event::Close(attempt, closed) => {
-                if self.links.contains_key(&attempt) {
-                    self.input(Input::Closed(attempt, closed));
-                }
-            }
-            Event::Fault(node, fault) => self.fault(node, fault),
-            Event::Leave(node) => self.kill(node),
-            Event::Going(node) => self.input(Input::PeerGoing(id_of(node))),
-            Event::Play => self.play(),
-            Event::Wake => self.input(Input::Wake),
-            Event::Cancel => self.input(Input::Cancel),
+            Own::Step(attempt) => self.step(net, attempt),
+            Own::Beat(attempt) => self.beat(net, attempt),
+            Own::Play => self.play(net),
         }
     }
 
+    fn is_callers(own: &Own) -> bool {
+        matches!(own, Own::Play)
+    }
+
+    fn draining(draining: Draining) -> SpeakFrame {
+        SpeakFrame::Draining(draining)
+    }
+
+    fn reset(&mut self, attempt: AttemptId) {
+        self.jobs.remove(&attempt);
+    }
+
+    fn lose_work(&mut self, node: usize) {
+        self.jobs.retain(|_, job| job.node != node);
+    }
+
+    fn strike(&mut self, node: usize, fault: Fault) {
+        let jobs = self.jobs.values_mut().filter(|j| j.node == node);
+        jobs.for_each(|j| j.strike = Some(fault));
+    }
+}
+
+impl World {
     // ----- the client -------------------------------------------------------------------
 
-    fn input(&mut self, input: Input) {
-        self.speak.handle(input, self.now);
-        self.drain();
+    fn input(&mut self, net: &mut Net<'_, Self>, input: Input) {
+        self.speak.handle(input, net.now);
+        self.drain(net);
         if let Some(shift) = self.shift.take() {
-            self.speak.handle(Input::Joined { shift }, self.now);
-            self.drain();
+            self.speak.handle(Input::Joined { shift }, net.now);
+            self.drain(net);
         }
     }
 
-    fn drain(&mut self) {
+    fn drain(&mut self, net: &mut Net<'_, Self>) {
         while let Some(effect) = self.speak.poll() {
             match effect {
-                Effect::Rank => self.rank(),
-                Effect::Hedge if self.scenario.hedges => {
-                    self.speak.handle(Input::Hedge, self.now);
+                Effect::Rank => self.rank(net),
+                Effect::Hedge if net.scenario.hedges => {
+                    self.speak.handle(Input::Hedge, net.now);
                 }
                 Effect::Open {
                     attempt,
@@ -200,256 +147,156 @@ impl World<'_> {
                     from,
                     grant_ms,
                     ..
-                } => self.open(attempt, node.0[0].into(), from, grant_ms),
+                } => {
+                    if net.open(attempt, node.0[0].into()) {
+                        net.travel(attempt, Own::Request(attempt, from, grant_ms));
+                    }
+                }
                 Effect::Grant(attempt, grant) => {
                     let lead = u64::from(grant.until_ms - grant.played_ms) * SAMPLES_PER_MS;
                     if lead > 24 * SPEECH_LEAD.as_millis() as u64 * 2 {
-                        self.report.violate(format!("a lead of {lead} samples"));
+                        net.report.violate(format!("a lead of {lead} samples"));
                     }
-                    self.travel(attempt, Event::Granted(attempt, grant));
+                    net.travel(attempt, Own::Granted(attempt, grant));
                 }
-                Effect::Reset(attempt) => {
-                    self.travel(attempt, Event::ResetAtNode(attempt));
-                    self.links.remove(&attempt);
-                }
-                Effect::Emit(output) => self.emit(output),
-                Effect::Hedge | Effect::Note(_) => {}
+                Effect::Reset(attempt) => net.reset(attempt),
+                Effect::Emit(output) => self.emit(net, output),
+                Effect::Note(note) => net.report.note(&note),
+                Effect::Hedge => {}
             }
         }
-        let armed = self.armed.filter(|at| *at > self.now);
-        if let Some(at) = self.speak.next_wake()
-            && armed.is_none_or(|armed| at < armed)
-        {
-            let at = at.max(self.now + Duration::from_micros(1));
-            self.armed = Some(at);
-            self.queue.at(at, Event::Wake);
-        }
+        net.arm(self.speak.next_wake());
     }
 
-    fn rank(&mut self) {
-        let now = self.now;
-        let known_down = |a: &Agent| a.dead_since.is_some_and(|t| now.since(t) > TABLE_DOWN);
-        let speakers = self.agents.iter().enumerate();
-        let speakers = speakers.filter(|(_, a)| !known_down(a)).map(|(n, agent)| {
-            let model = &self.scenario.nodes[n];
-            Speaker {
-                candidate: candidate(n, model, agent),
-                voice: "v".into(),
-                same: model.same_voice,
-            }
+    fn rank(&mut self, net: &Net<'_, Self>) {
+        let speakers = net.candidates().map(|(model, candidate)| Speaker {
+            candidate,
+            voice: "v".into(),
+            same: model.same_voice,
         });
         let speakers = speakers.collect();
-        self.speak.handle(Input::Candidates(speakers), now);
+        self.speak.handle(Input::Candidates(speakers), net.now);
     }
 
-    fn open(&mut self, attempt: AttemptId, node: usize, from: u32, grant_ms: u32) {
-        self.report.attempts += 1;
-        self.links.insert(attempt, (node, self.now));
-        if self.agents[node].dead_since.is_some() {
-            let closed = Closed::Unreachable("dead".into());
-            return self.after(DIAL, Event::Close(attempt, closed));
-        }
-        self.travel(attempt, Event::Request(attempt, from, grant_ms));
-    }
-
-    fn travel(&mut self, attempt: AttemptId, event: Event) {
-        if let Some((node, _)) = self.links.get(&attempt) {
-            let delay = self.scenario.nodes[*node].delay;
-            self.after(delay, event);
-        }
-    }
-
-    fn emit(&mut self, output: Output) {
-        if self.terminal {
-            self.report.violate(format!("{output:?} after the end"));
-        }
+    fn emit(&mut self, net: &mut Net<'_, Self>, output: Output) {
+        net.emitted(&output);
         match output {
             Output::Chunk { start, .. } => {
-                let end = self.end;
+                let end = self.player.end;
                 // A caller hears of a shift only after the events that were made with it.
-                let off = match self.report.joins {
+                let off = match net.report.joins {
                     0 => 0,
-                    _ => self.scenario.shift.unsigned_abs(),
+                    _ => net.scenario.shift.unsigned_abs(),
                 };
                 if start.abs_diff(end) > off {
-                    self.report
-                        .violate(format!("a chunk at {start}, not {end}"));
+                    net.report.violate(format!("a chunk at {start}, not {end}"));
                 }
-                self.coming = Coming {
-                    start: self.end,
-                    packets: 0,
-                    skip: 0,
-                };
+                self.player.begin();
             }
             Output::Join {
                 start, keep_until, ..
             } => {
-                self.report.joins += 1;
-                if keep_until != self.end || start > self.played + 3 * PACKET {
-                    self.report.violate("a joint at the wrong place".into());
+                net.report.joins += 1;
+                if keep_until != self.player.end || start > self.player.played + 3 * PACKET {
+                    net.report.violate("a joint at the wrong place".into());
                 }
-                let shift = match self.scenario.shift {
+                let shift = match net.scenario.shift {
                     0 => 0,
-                    most => self.rng.random_range(-most..=most),
+                    most => net.rng.random_range(-most..=most),
                 };
                 self.shift = Some(shift);
-                let last = self.have.last().map(|h| h.chunk);
-                let there = self.have.iter().filter(|h| Some(h.chunk) == last);
-                self.coming = Coming {
-                    start: start.saturating_add_signed(shift),
-                    packets: 0,
-                    skip: there.count() as u64,
-                };
+                self.player.begin_anew(start.saturating_add_signed(shift));
             }
-            Output::Sound(opus) => self.sound(&opus),
-            Output::Whole { samples } => {
-                self.end = (self.coming.start + samples).max(self.played);
-            }
-            Output::Cut { at } => {
-                if at < self.played {
-                    self.report
-                        .violate(format!("cut at {at}, played {}", self.played));
+            Output::Sound(opus) => {
+                net.begun = true;
+                if !self.player.sound(&opus) {
+                    net.report.violate("an unknown packet".into());
                 }
-                self.have.retain(|h| h.start < at);
-                self.end = at;
+            }
+            Output::Whole { samples } => self.player.whole(samples),
+            Output::Cut { at } => {
+                let played = self.player.played;
+                if at < played {
+                    net.report.violate(format!("cut at {at}, played {played}"));
+                }
+                self.player.cut(at);
             }
             Output::PeerChanged {
                 same_voice, reason, ..
             } => {
-                self.report.changes.push(reason);
-                if !same_voice && !self.scenario.other_voice {
-                    self.report.violate("another voice".into());
+                net.report.changes.push(reason);
+                if !same_voice && !net.scenario.other_voice {
+                    net.report.violate("another voice".into());
                 }
             }
             Output::Done { samples } => {
-                let whole: u64 = self.scenario.chunks.iter().sum();
-                let shifts = self.report.joins > 0 && self.scenario.shift > 0;
+                let whole: u64 = net.scenario.chunks.iter().sum();
+                let shifts = net.report.joins > 0 && net.scenario.shift > 0;
                 // A player that ran dry has played what filled the last packet.
-                let filling = PACKET * self.dry;
+                let filling = PACKET * self.player.dry;
                 if !(whole..=whole + filling).contains(&samples) && !shifts {
-                    self.report.violate(format!("{samples} of {whole} samples"));
+                    net.report.violate(format!("{samples} of {whole} samples"));
                 }
-                (self.terminal, self.report.done) = (true, true);
-                self.report.end = "done".into();
+                net.done();
             }
             Output::Failed { failure, whole } => {
-                self.terminal = true;
-                self.report.end = format!("{failure:?} at {whole}");
+                let heard = self.speak.spoken_until(self.player.end);
+                if heard < whole {
+                    net.report
+                        .violate(format!("{whole} said, {heard} delivered"));
+                }
+                net.failed(&failure, &format!("at {whole}"));
             }
             Output::Started { .. } | Output::Progress(_) => {}
         }
     }
 
-    fn sound(&mut self, opus: &[u8]) {
-        let &[chunk, low, high] = opus else {
-            return self.report.violate("an unknown packet".into());
-        };
-        let begins = (self.coming.packets * PACKET).saturating_sub(PRE_SKIP.into());
-        self.coming.packets += 1;
-        let ends = (self.coming.packets * PACKET).saturating_sub(PRE_SKIP.into());
-        let (start, end) = (self.coming.start + begins, self.coming.start + ends);
-        // What was kept of a joined chunk is not taken again.
-        if self.coming.packets > self.coming.skip {
-            let packet = u16::from_le_bytes([low, high]);
-            self.have.push(Have {
-                chunk,
-                packet,
-                start,
-            });
-        }
-        self.end = self.end.max(end);
-    }
-
     /// Twenty milliseconds pass at the ear.
-    fn play(&mut self) {
-        let buffered = self.end.saturating_sub(self.played);
-        let waited = self.now.since(self.starved_since);
-        if !self.playing && buffered >= 4 * PACKET {
-            self.playing = true;
-            self.waited(waited);
+    fn play(&mut self, net: &mut Net<'_, Self>) {
+        if self.player.play(&mut net.report, net.now) {
+            self.input(net, Input::Played(self.player.played));
         }
-        if self.playing {
-            let step = buffered.min(PACKET);
-            self.played += step;
-            if step == 0 {
-                (self.playing, self.starved_since) = (false, self.now);
-                self.dry += 1;
-            }
-            self.input(Input::Played(self.played));
-        }
-        self.after(AUDIO_FRAME, Event::Play);
+        net.soon(AUDIO_FRAME, Own::Play);
     }
 
-    fn waited(&mut self, waited: Duration) {
-        let which = match self.played {
-            0 => &mut self.report.first_wait,
-            _ => &mut self.report.longest_wait,
-        };
-        *which = waited.max(*which);
-    }
-
-    fn finish(mut self) -> Report {
-        if !self.terminal {
-            self.report.violate("no terminal event".into());
+    fn finish(self, mut net: Net<'_, Self>) -> Report {
+        self.player.waited(&mut net.report, net.now);
+        let complete = self.player.check(&mut net.report, net.scenario);
+        if net.report.done && !complete {
+            net.report.violate("the end is missing".into());
         }
-        if !self.playing {
-            self.waited(self.now.since(self.starved_since));
-        }
-        // Packet after packet, chunk after chunk.
-        let (mut chunk, mut packet) = (0, 0);
-        for have in &self.have {
-            let whole = packets(self.scenario.chunks[usize::from(chunk)]);
-            if have.chunk == chunk + 1 && packet == whole {
-                (chunk, packet) = (chunk + 1, 0);
-            }
-            if have.chunk != chunk || u64::from(have.packet) != packet {
-                let rule = format!("{have:?} where {chunk}/{packet} of {whole} should be");
-                self.report.violate(rule);
-                break;
-            }
-            packet += 1;
-        }
-        let last = self.scenario.chunks.len() - 1;
-        let complete = usize::from(chunk) == last && packet == packets(self.scenario.chunks[last]);
-        if self.report.done && !complete {
-            self.report.violate("the end is missing".into());
-        }
+        let all = CHUNK_CHARS as usize * net.scenario.chunks.len();
         let chars = self.speak.spoken_until(u64::MAX);
-        if self.report.done && chars as usize != CHUNK_CHARS as usize * (last + 1) {
-            self.report
+        if net.report.done && chars as usize != all {
+            net.report
                 .violate(format!("{chars} characters were spoken"));
         }
-        self.report
+        net.report
     }
 
     // ----- the agents -------------------------------------------------------------------
 
-    fn request(&mut self, attempt: AttemptId, from: u32, grant_ms: u32) {
-        let Some((node, _)) = self.links.get(&attempt).copied() else {
+    fn request(&mut self, net: &mut Net<'_, Self>, attempt: AttemptId, from: u32, grant_ms: u32) {
+        let Some(node) = net.node(attempt) else {
             return;
         };
-        let agent = &self.agents[node];
-        if agent.dead_since.is_some() {
+        if net.agents[node].dead_since.is_some() {
             return;
         }
-        if agent.frozen_until > self.now {
-            let at = agent.frozen_until;
-            return self.queue.at(at, Event::Request(attempt, from, grant_ms));
+        if net.agents[node].frozen_until > net.now {
+            let at = net.agents[node].frozen_until;
+            return net.at(at, Own::Request(attempt, from, grant_ms));
         }
-        if agent.busy || agent.draining {
-            let code = match agent.busy {
-                true => ErrorCode::Busy,
-                false => ErrorCode::Draining,
-            };
-            return self.send(attempt, node, SpeakFrame::Error(WireError::new(code, "no")));
+        if let Some(error) = net.refusal(node) {
+            return net.send(attempt, node, SpeakFrame::Error(error));
         }
         let accepted = SpeechAccepted {
             engine: 0,
             voice: "v".into(),
-            same_voice: self.scenario.nodes[node].same_voice,
+            same_voice: net.scenario.nodes[node].same_voice,
             pre_skip: PRE_SKIP,
         };
-        self.send(attempt, node, SpeakFrame::Accepted(accepted));
+        net.send(attempt, node, SpeakFrame::Accepted(accepted));
         let job = Job {
             node,
             chunk: (from / CHUNK_CHARS) as usize,
@@ -459,60 +306,53 @@ impl World<'_> {
             granted: u64::from(grant_ms) * SAMPLES_PER_MS,
             marked: false,
             blocked: false,
-            last_sent: self.now,
+            last_sent: net.now,
             strike: None,
         };
         self.jobs.insert(attempt, job);
-        self.after(Duration::ZERO, Event::Step(attempt));
-        self.after(PROGRESS_EVERY, Event::Beat(attempt));
+        net.soon(Duration::ZERO, Own::Step(attempt));
+        net.soon(PROGRESS_EVERY, Own::Beat(attempt));
     }
 
-    fn step(&mut self, attempt: AttemptId) {
+    fn step(&mut self, net: &mut Net<'_, Self>, attempt: AttemptId) {
         let Some(job) = self.jobs.get_mut(&attempt) else {
             return;
         };
-        let (node, agent) = (job.node, &self.agents[job.node]);
-        if agent.dead_since.is_some() {
-            return;
+        let (node, ready) = (job.node, net.agents[job.node].ready());
+        if ready > net.now {
+            return net.at(ready, Own::Step(attempt));
         }
-        if agent.ready() > self.now {
-            return self.queue.at(agent.ready(), Event::Step(attempt));
-        }
-        let model = &self.scenario.nodes[node];
+        let model = &net.scenario.nodes[node];
         match job.strike.take() {
             Some(Fault::EngineFails) => {
                 self.jobs.remove(&attempt);
                 let error = WireError::new(ErrorCode::EngineFailed, "failed");
-                return self.send(attempt, node, SpeakFrame::Error(error));
+                return net.send(attempt, node, SpeakFrame::Error(error));
             }
             Some(Fault::EndsEarly) => {
                 self.jobs.remove(&attempt);
-                let at = self.arrival(attempt, node);
-                return self.queue.at(at, Event::Close(attempt, Closed::Ended));
+                return net.end_early(attempt, node);
             }
             Some(_) => (job.packet, job.seq) = (job.packet + 1, job.seq + 1),
             None => {}
         }
-        let Some(samples) = self.scenario.chunks.get(job.chunk).copied() else {
+        let Some(samples) = net.scenario.chunks.get(job.chunk).copied() else {
             let (frames, samples) = (job.seq, job.at);
             self.jobs.remove(&attempt);
-            return self.send(
-                attempt,
-                node,
-                SpeakFrame::Done(SpeechDone { frames, samples }),
-            );
+            let done = SpeechDone { frames, samples };
+            return net.send(attempt, node, SpeakFrame::Done(done));
         };
         if !job.marked {
             job.marked = true;
             let from = job.chunk as u32 * CHUNK_CHARS;
             let (to, at) = (from + CHUNK_CHARS, job.at);
-            self.send(attempt, node, SpeakFrame::Mark(SpokenMark { from, to, at }));
-            return self.after(model.first, Event::Step(attempt));
+            self.send(net, attempt, SpeakFrame::Mark(SpokenMark { from, to, at }));
+            return net.soon(model.first, Own::Step(attempt));
         }
         if job.packet >= packets(samples) {
             (job.at, job.chunk) = (job.at + samples, job.chunk + 1);
             (job.packet, job.marked) = (0, false);
-            return self.after(Duration::ZERO, Event::Step(attempt));
+            return net.soon(Duration::ZERO, Own::Step(attempt));
         }
         let begins = job.at + (job.packet * PACKET).saturating_sub(PRE_SKIP.into());
         if begins >= job.granted {
@@ -523,103 +363,36 @@ impl World<'_> {
         let opus = vec![job.chunk as u8, low, high];
         let seq = job.seq;
         (job.seq, job.packet) = (job.seq + 1, job.packet + 1);
-        self.send(attempt, node, SpeakFrame::Sound(Sound { seq, opus }));
-        self.after(AUDIO_FRAME.div_f64(model.speed), Event::Step(attempt));
+        self.send(net, attempt, SpeakFrame::Sound(Sound { seq, opus }));
+        net.soon(AUDIO_FRAME.div_f64(model.speed), Own::Step(attempt));
     }
 
     /// Progress while nothing else was sent.
-    fn beat(&mut self, attempt: AttemptId) {
+    fn beat(&mut self, net: &mut Net<'_, Self>, attempt: AttemptId) {
         let Some(job) = self.jobs.get(&attempt) else {
             return;
         };
         let (node, last_sent) = (job.node, job.last_sent);
-        let agent = &self.agents[node];
-        if agent.dead_since.is_some() {
-            return;
+        let frozen_until = net.agents[node].frozen_until;
+        if frozen_until > net.now {
+            return net.at(frozen_until, Own::Beat(attempt));
         }
-        if agent.frozen_until > self.now {
-            return self.queue.at(agent.frozen_until, Event::Beat(attempt));
-        }
-        if self.now.since(last_sent) >= PROGRESS_EVERY {
+        if net.now.since(last_sent) >= PROGRESS_EVERY {
             let progress = Progress {
                 phase: Phase::Generating,
                 done: 0,
                 total: 0,
             };
-            self.send(attempt, node, SpeakFrame::Progress(progress));
+            self.send(net, attempt, SpeakFrame::Progress(progress));
         }
-        self.after(PROGRESS_EVERY, Event::Beat(attempt));
+        net.soon(PROGRESS_EVERY, Own::Beat(attempt));
     }
 
-    fn arrival(&mut self, attempt: AttemptId, node: usize) -> Mono {
-        let model = &self.scenario.nodes[node];
-        let late = model.jitter.mul_f64(self.rng.random::<f64>());
-        let at = self.now + model.delay + late;
-        match self.links.get_mut(&attempt) {
-            Some((_, last)) => {
-                *last = at.max(*last + Duration::from_micros(1));
-                *last
-            }
-            None => at,
-        }
-    }
-
-    fn send(&mut self, attempt: AttemptId, node: usize, frame: SpeakFrame) {
+    /// Of what an agent works on.
+    fn send(&mut self, net: &mut Net<'_, Self>, attempt: AttemptId, frame: SpeakFrame) {
         if let Some(job) = self.jobs.get_mut(&attempt) {
-            job.last_sent = self.now;
-        }
-        let at = self.arrival(attempt, node);
-        self.queue.at(at, Event::ToClient(attempt, frame));
-    }
-
-    fn fault(&mut self, node: usize, fault: Fault) {
-        let until = |long| self.now + long;
-        match fault {
-            Fault::Kill => self.kill(node),
-            Fault::Freeze(long) => {
-                self.agents[node].frozen_until = until(long);
-                if long > IDLE {
-                    self.lose(node, IDLE);
-                }
-            }
-            Fault::Hang(long) => self.agents[node].hung_until = until(long),
-            Fault::Busy => self.agents[node].busy = true,
-            Fault::Drain(long) => {
-                self.agents[node].draining = true;
-                let deadline_ms = long.as_millis() as u32;
-                for attempt in self.at_node(node) {
-                    let draining = Draining { deadline_ms };
-                    self.send(attempt, node, SpeakFrame::Draining(draining));
-                }
-                self.after(Duration::from_millis(30), Event::Going(node));
-                self.after(long, Event::Leave(node));
-            }
-            Fault::EngineFails | Fault::EndsEarly | Fault::Skips => {
-                let jobs = self.jobs.values_mut().filter(|j| j.node == node);
-                jobs.for_each(|j| j.strike = Some(fault));
-            }
+            job.last_sent = net.now;
+            net.send(attempt, job.node, frame);
         }
     }
-
-    fn kill(&mut self, node: usize) {
-        self.agents[node].dead_since.get_or_insert(self.now);
-        self.jobs.retain(|_, job| job.node != node);
-        self.lose(node, IDLE);
-    }
-
-    fn lose(&mut self, node: usize, after: Duration) {
-        for attempt in self.at_node(node) {
-            let lost = Closed::Lost("lost".into());
-            self.after(after, Event::Close(attempt, lost));
-        }
-    }
-
-    fn at_node(&self, node: usize) -> Vec<AttemptId> {
-        let links = self.links.iter().filter(|(_, (n, _))| *n == node);
-        links.map(|(attempt, _)| *attempt).collect()
-    }
-}
-
-fn packets(samples: u64) -> u64 {
-    (samples + u64::from(PRE_SKIP)).div_ceil(PACKET)
 }

@@ -3,7 +3,8 @@
 //! What [`crate::session`] does for text, for both directions of speech: at most two attempts at
 //! a time, the one that produces (*current*) and a backup; the same bounds on silence and stalls
 //! (its own [`Attempt`] measures them), the same engines left out ([`Tried`]), the same budget
-//! for backups on suspicion. What an attempt's work is and when another may go on with it is the
+//! for backups on suspicion, the same count of attempts (one whose original went on took none), the
+//! same blindness while the caller does not look ([`Crew::late`]). What an attempt's work is and when another may go on with it is the
 //! business of the machine above, which reads [`Crew::current`] and [`Crew::lost`] after each
 //! input. An attempt is never reattached to: what is lost with it is at most one chunk's speech,
 //! or a transcript of sound that is kept. What failure, silence and farewells do is `trouble.rs`.
@@ -12,14 +13,14 @@ mod trouble;
 
 use super::Failure;
 use crate::ids::NodeId;
-use crate::limits::{MAX_ATTEMPTS, MAX_PARALLEL_ATTEMPTS};
+use crate::limits::{MAX_ATTEMPTS, MAX_PARALLEL_ATTEMPTS, MIN_ATTEMPTS_LEFT};
 use crate::rank::Candidate;
 use crate::session::attempt::{Attempt, Stage};
 use crate::session::tried::Tried;
 use crate::session::{AttemptId, Note, Reason, Silence};
 use crate::time::Mono;
 use crate::timeouts::WAIT_FOR_PEER;
-use crate::wire::WireError;
+use crate::wire::{ErrorCode, WireError};
 use std::collections::VecDeque;
 
 /// What the crew itself asks of the driver; a part of each machine's effects.
@@ -58,8 +59,12 @@ pub(super) struct Crew<W, E> {
     pub(super) over: Option<Failure>,
     pub(super) effects: VecDeque<E>,
     pub(super) now: Mono,
+    /// What comes has lain unread, because the caller did not look: it teaches nothing.
+    pub(super) late: bool,
     silence: Vec<(NodeId, Silence)>,
     next_id: u32,
+    /// Attempts that count against [`MAX_ATTEMPTS`].
+    spent: u32,
     tried: Tried,
     last_reason: Option<Reason>,
     last_refusal: Option<WireError>,
@@ -85,8 +90,10 @@ impl<W, E: From<Act>> Crew<W, E> {
             over: None,
             effects: VecDeque::from([Act::Rank.into()]),
             now,
+            late: false,
             silence,
             next_id: 0,
+            spent: 0,
             tried: Tried::default(),
             last_reason: None,
             last_refusal: None,
@@ -133,9 +140,9 @@ impl<W, E: From<Act>> Crew<W, E> {
             .map(|(_, c)| c.clone())
     }
 
-    /// Takes one more in; `None` if there were too many over the work's life.
+    /// Takes one more in; `None` if too many failed over the work's life.
     pub(super) fn enlist(&mut self, candidate: Candidate, work: W) -> Option<AttemptId> {
-        if self.next_id >= MAX_ATTEMPTS {
+        if self.spent >= MAX_ATTEMPTS {
             if self.members.is_empty() {
                 self.give_up();
             }
@@ -162,6 +169,7 @@ impl<W, E: From<Act>> Crew<W, E> {
         let silence = learned.map_or_else(Silence::default, |(_, s)| *s);
         let id = AttemptId(self.next_id);
         self.next_id += 1;
+        self.spent += 1;
         Attempt::new(id, candidate, 0, self.now, silence)
     }
 
@@ -169,7 +177,7 @@ impl<W, E: From<Act>> Crew<W, E> {
     /// were too many attempts.
     pub(super) fn renew(&mut self, id: AttemptId, work: W) -> Option<AttemptId> {
         let at = self.members.iter().position(|m| m.base.id == id)?;
-        if self.next_id >= MAX_ATTEMPTS {
+        if self.spent >= MAX_ATTEMPTS {
             return None;
         }
         self.learn(id);
@@ -219,8 +227,9 @@ impl<W, E: From<Act>> Crew<W, E> {
 
     /// A frame came: it lives. A suspicion of silence is lifted, so that it can arise anew.
     pub(super) fn hear(&mut self, id: AttemptId) {
-        let now = self.now;
+        let (now, late) = (self.now, self.late);
         let Some(m) = self.find(id) else { return };
+        m.base.late = late;
         m.base.hear(now);
         if matches!(m.base.suspect, Some(Reason::Silence | Reason::DialSlow)) {
             m.base.suspect = None;
@@ -235,7 +244,8 @@ impl<W, E: From<Act>> Crew<W, E> {
         m.base.suspect = None;
         if !m.base.draining {
             self.return_hedge();
-            self.reset_others(id);
+            // They come back: nothing failed.
+            self.spent = self.spent.saturating_sub(self.reset_others(id));
         }
     }
 
@@ -262,6 +272,19 @@ impl<W, E: From<Act>> Crew<W, E> {
         }
     }
 
+    /// The program that asks ends, although somebody could go on: nobody will be there to take it.
+    pub(super) fn leave(&mut self) {
+        self.over = Some(match self.begun {
+            true => Failure::Interrupted {
+                reason: Reason::Leaving,
+            },
+            false => {
+                let message = "this machine is leaving the mesh: ask again in a moment";
+                Failure::Refused(WireError::new(ErrorCode::Draining, message))
+            }
+        });
+    }
+
     /// The work is over, whatever runs.
     pub(super) fn end(&mut self) {
         self.return_hedge();
@@ -275,10 +298,18 @@ impl<W, E: From<Act>> Crew<W, E> {
 
     // ----- small parts ------------------------------------------------------------------
 
-    fn reset_others(&mut self, keep: AttemptId) {
+    /// An attempt more leaves enough of them for failures.
+    fn can_spare_one(&self) -> bool {
+        self.spent + MIN_ATTEMPTS_LEFT < MAX_ATTEMPTS
+    }
+
+    /// Returns how many.
+    fn reset_others(&mut self, keep: AttemptId) -> u32 {
+        let mut count = 0;
         while let Some(at) = self.members.iter().position(|m| m.base.id != keep) {
             self.learn(self.members[at].base.id);
             let other = self.members.remove(at).base;
+            count += 1;
             self.effects.push_back(Act::Reset(other.id).into());
             self.in_vain(&other);
             if let Some(reason) = other.suspect {
@@ -290,6 +321,7 @@ impl<W, E: From<Act>> Crew<W, E> {
                 });
             }
         }
+        count
     }
 
     fn return_hedge(&mut self) {

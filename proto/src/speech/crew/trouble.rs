@@ -166,17 +166,22 @@ impl<W, E: From<Act>> Crew<W, E> {
     }
 
     /// Seeks a backup if one is wanted: at once where it is no hedge or is paid for, else after
-    /// the owner of the budget has said yes.
+    /// the owner of the budget has said yes. No hedge uses up what is kept for failures.
     pub(super) fn seek_backup(&mut self) {
         if !self.wants_backup() {
             return;
         }
-        if self.granted || !self.would_hedge() {
+        let spare = self.can_spare_one();
+        if !self.would_hedge() || (self.granted && spare) {
             self.asked = None;
             return self.rank();
         }
         self.asked = Some(self.now);
-        self.effects.push_back(Act::Hedge.into());
+        if spare {
+            self.effects.push_back(Act::Hedge.into());
+        } else {
+            self.return_hedge();
+        }
     }
 
     /// A backup now would work beside an engine that may only look hung.

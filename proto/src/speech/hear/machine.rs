@@ -36,8 +36,10 @@ pub struct Hear {
     complete: bool,
     /// The frame in which somebody began to speak, where an agent listens for that.
     began: Option<u32>,
-    /// The latest of each attempt.
+    /// The latest of each attempt that runs.
     partials: BTreeMap<AttemptId, String>,
+    /// The longest of those that are gone.
+    lost: String,
     ended: bool,
 }
 
@@ -51,6 +53,7 @@ impl Hear {
             complete: false,
             began: None,
             partials: BTreeMap::new(),
+            lost: String::new(),
             ended: false,
         }
     }
@@ -72,8 +75,10 @@ impl Hear {
             Input::PeerGoing(node) => self.crew.peer_going(node),
             Input::PeerDown(node) => self.crew.peer_down(node),
             Input::Hedge => self.crew.may_hedge(),
+            Input::Late(late) => self.crew.late = late,
             Input::Wake => self.crew.wake(),
             Input::Cancel => self.crew.over = Some(Failure::Cancelled),
+            Input::Leave => self.crew.leave(),
         }
         self.settle();
     }
@@ -211,7 +216,7 @@ impl Hear {
             }
             HearFrame::Progress(p) => {
                 m.base.progress(p.phase, p.done, now);
-                if self.partials.is_empty() {
+                if !self.has_understood() {
                     self.emit(Output::Progress(p.phase));
                 }
             }
@@ -243,11 +248,15 @@ impl Hear {
 
     /// Nothing was understood yet, and nobody else would take it: the caller hears so at once.
     fn refused(&mut self, id: AttemptId, error: WireError) {
-        if !error.code.elsewhere() && self.partials.is_empty() {
+        if !error.code.elsewhere() && !self.has_understood() {
             self.crew.over = Some(Failure::Refused(error));
         } else {
             self.crew.refused(id, error);
         }
+    }
+
+    fn has_understood(&self) -> bool {
+        !(self.partials.is_empty() && self.lost.is_empty())
     }
 
     /// A partial came.
@@ -321,9 +330,14 @@ impl Hear {
                 false => Duration::MAX,
             };
         }
+        let members = &self.crew.members;
+        let gone = |id: &AttemptId, _: &mut String| members.iter().all(|m| m.base.id != *id);
+        for (_, partial) in self.partials.extract_if(.., gone) {
+            self.lost = longer(std::mem::take(&mut self.lost), partial);
+        }
         if let Some(failure) = self.crew.over.take() {
             let partials = std::mem::take(&mut self.partials).into_values();
-            let partial = partials.max_by_key(String::len).unwrap_or_default();
+            let partial = partials.fold(std::mem::take(&mut self.lost), longer);
             self.end(Output::Failed { failure, partial });
         }
     }
@@ -337,4 +351,8 @@ impl Hear {
         self.emit(output);
         self.ended = true;
     }
+}
+
+fn longer(a: String, b: String) -> String {
+    if b.len() > a.len() { b } else { a }
 }

@@ -66,8 +66,10 @@ impl Speak {
             Input::PeerGoing(node) => self.crew.peer_going(node),
             Input::PeerDown(node) => self.crew.peer_down(node),
             Input::Hedge => self.crew.may_hedge(),
+            Input::Late(late) => self.crew.late = late,
             Input::Wake => self.crew.wake(),
             Input::Cancel => self.crew.over = Some(Failure::Cancelled),
+            Input::Leave => self.crew.leave(),
         }
         self.settle();
     }
@@ -177,6 +179,10 @@ impl Speak {
             return;
         };
         let (base, work) = (&mut member.base, &mut member.work);
+        if work.is_full() {
+            // What passes while it may send nothing is the ear's time.
+            base.advanced = now;
+        }
         let taken = match frame {
             SpeakFrame::Accepted(accepted) => return self.accepted(id, accepted),
             SpeakFrame::Progress(p) => {
@@ -291,6 +297,9 @@ impl Speak {
         }
         if let Some(failure) = self.crew.over.take() {
             let failure = match failure {
+                Failure::Interrupted {
+                    reason: Reason::Leaving,
+                } => failure,
                 Failure::NoPeer | Failure::Interrupted { .. } if self.voiceless => Failure::NoVoice,
                 failure => failure,
             };

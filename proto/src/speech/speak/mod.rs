@@ -138,10 +138,15 @@ pub enum Input {
     PeerDown(NodeId),
     /// Yes to [`Effect::Hedge`]. For no, nothing is said.
     Hedge,
+    /// Whether what comes from now on has lain unread, because the caller did not look for a
+    /// while (at the start: no). When it came nobody knows, so it teaches nothing of its peer.
+    Late(bool),
     /// The time of [`Speak::next_wake`] has come.
     Wake,
     /// The caller wants no more: barge-in.
     Cancel,
+    /// The program that asks ends: so does the speech, with what was delivered.
+    Leave,
 }
 
 /// What the driver must do.
