@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use unamesh_proto::wire::{
     Attach, DecodeError, ErrorCode, GenFrame, GenerateRequest, Grant, HearFrame, HearRequest,
-    SpeakFrame, SpeakRequest, WireError,
+    SpeakFrame, SpeakRequest, WarmFrame, WarmRequest, WireError,
 };
 use unamesh_proto::{Mono, NodeId};
 
@@ -82,6 +82,12 @@ pub trait HearLink: Send {
     fn end(&mut self, frames: u32);
 }
 
+/// Models that are kept warm. Dropping it ends the lease.
+pub trait LeaseLink: Send {
+    /// The next frame; `None` after the last one.
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WarmFrame, LinkError>>>;
+}
+
 /// Opens streams at peers. Each resolves when the request is on its way, not when it is
 /// accepted; dropping the future gives up.
 pub trait Transport: Send + Sync + 'static {
@@ -104,6 +110,16 @@ pub trait Transport: Send + Sync + 'static {
         node: NodeId,
         request: HearRequest,
     ) -> BoxFuture<Result<Box<dyn HearLink>, LinkError>> {
+        let _ = (node, request);
+        Box::pin(std::future::ready(Err(text_alone())))
+    }
+
+    /// Has `node` keep models warm. A transport that carries text alone refuses.
+    fn lease(
+        &self,
+        node: NodeId,
+        request: WarmRequest,
+    ) -> BoxFuture<Result<Box<dyn LeaseLink>, LinkError>> {
         let _ = (node, request);
         Box::pin(std::future::ready(Err(text_alone())))
     }

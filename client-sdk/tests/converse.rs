@@ -3,12 +3,14 @@
 
 mod converse_support;
 
-use converse_support::{Engines, Room, config, is_done, is_sound, ms};
+use converse_support::{Engines, Room, config, id, is_done, is_sound, ms};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use unamesh_client::client::ClientError;
 use unamesh_client::converse::{self, ConverseConfig, Role, Stage, Timeline, TurnEvent};
 use unamesh_client::speech::Say;
+use unamesh_proto::wire::{ModelKind, NodeState};
 
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
@@ -250,6 +252,83 @@ async fn it_reads_the_history_before_the_first_turn() {
     assert_eq!(room.log.lock().unwrap().prompts.len(), 1);
     room.ask(ms(700)).await;
     assert_eq!(room.told().iter().filter(|t| *t == "Ready").count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_lease_a_session_keeps_ear_and_voice_warm_where_they_are() {
+    let engines = Engines {
+        load: Some(ms(2000)),
+        ..Engines::default()
+    };
+    let config = ConverseConfig {
+        warm_up: true,
+        ..config()
+    };
+    let mut room = Room::new(engines, config);
+    let opened = Instant::now();
+    let (ready, _) = room.until(|e| matches!(e, TurnEvent::Ready)).await;
+    assert!(ready - opened >= ms(2000), "the loading was waited for");
+    let log = room.log.clone();
+    {
+        let log = log.lock().unwrap();
+        let [(node, lease)] = &log.leases[..] else {
+            panic!("{:?}", log.leases);
+        };
+        assert_eq!((*node, lease.session), (id(1), room.conversation.session()));
+        let models: Vec<_> = lease.models.iter().map(|m| (m.kind, &*m.model)).collect();
+        assert_eq!(
+            models,
+            [(ModelKind::Stt, "whisper"), (ModelKind::Tts, "piper")]
+        );
+    }
+    // Turns change nothing, but for the voice that is known from then on.
+    for _ in 0..3 {
+        room.ask(ms(700)).await;
+        room.until(is_done).await;
+    }
+    let held = |room: &Room| {
+        let log = room.log.lock().unwrap();
+        log.leases.len() - log.ended.len()
+    };
+    assert_eq!(held(&room), 1);
+    assert!(log.lock().unwrap().leases.len() <= 2, "{log:?}");
+    // Its agent drains: the models are kept warm where they are best now.
+    room.table.send_modify(|table| {
+        let mut snapshot = (**table).clone();
+        let peer = Arc::make_mut(&mut snapshot.peers[0]);
+        Arc::make_mut(&mut peer.advert).state = NodeState::Draining;
+        *table = Arc::new(snapshot);
+    });
+    room.ask(ms(700)).await;
+    assert_eq!(log.lock().unwrap().leases.last().unwrap().0, id(2));
+    assert_eq!(held(&room), 1);
+    drop(room);
+    let log = log.lock().unwrap();
+    assert_eq!(
+        log.leases.len(),
+        log.ended.len(),
+        "all end with the session"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nobody_knows_leases_a_conversation_goes_on() {
+    let config = ConverseConfig {
+        warm_up: true,
+        ..config()
+    };
+    let mut room = Room::new(Engines::default(), config);
+    room.until(|e| matches!(e, TurnEvent::Ready)).await;
+    room.ask(ms(700)).await;
+    room.until(is_done).await;
+    // Without a warm-up none is asked for.
+    let engines = Engines {
+        load: Some(ms(0)),
+        ..Engines::default()
+    };
+    let mut room = Room::new(engines, self::config());
+    room.ask(ms(700)).await;
+    assert!(room.log.lock().unwrap().leases.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

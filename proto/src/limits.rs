@@ -189,6 +189,10 @@ pub const MAX_SPEECH_SECONDS: u64 = 15;
 /// Seconds of speech more for every character. The slowest real speech (digits that are read out,
 /// ideographs) takes a third of it; an engine beyond this speaks without end.
 pub const MAX_SPEECH_SECONDS_PER_CHAR: u64 = 1;
+/// Models of one lease: what speaks and what transcribes, each with whatever stands in for it.
+pub const MAX_WARM_MODELS: usize = 4;
+/// Leases that one agent holds: a conversation of every member of a large home, twice.
+pub const MAX_LEASES: usize = 64;
 /// Seconds of sound that are transcribed as one utterance: those of [`MAX_UTTERANCE_FRAMES`].
 pub const MAX_HEARD_SECONDS: usize = 900;
 /// Bytes of one header line, data block or payload of a Wyoming event: a list of all voices is

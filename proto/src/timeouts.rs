@@ -236,3 +236,9 @@ pub const REPAIR: Duration = Duration::from_secs(6);
 /// open sends silence too, and one into which nobody speaks is opened anew after
 /// [`HEARING_IDLE`].
 pub const NO_SOUND: Duration = Duration::from_secs(120);
+/// A speech model that has answered within this is warm: servers that unload what nobody uses do
+/// so after five minutes.
+pub const WARM_FOR: Duration = Duration::from_secs(240);
+/// A leased model that its engine has unloaded is asked again no sooner than this: whatever unloads
+/// it so fast needs the memory.
+pub const WARM_AGAIN: Duration = Duration::from_secs(30);

@@ -11,12 +11,13 @@ use unamesh_proto::wire::{ErrorCode, RECORDS, StreamKind};
 use unamesh_proto::{limits, timeouts};
 
 const DOCUMENT: &str = include_str!("../PROTOCOL.md");
-const WIRE: [&str; 7] = [
+const WIRE: [&str; 8] = [
     include_str!("../src/wire/stream.rs"),
     include_str!("../src/wire/drill.rs"),
     include_str!("../src/wire/generate.rs"),
     include_str!("../src/wire/speak.rs"),
     include_str!("../src/wire/transcribe.rs"),
+    include_str!("../src/wire/warm.rs"),
     include_str!("../src/wire/node.rs"),
     include_str!("../src/wire/error.rs"),
 ];

@@ -156,6 +156,21 @@ impl Registry {
         self.publish();
     }
 
+    /// Since `model` on engine `index` has last spoken or transcribed; `None` if it never did, or
+    /// its engine was down since.
+    pub fn idle(&self, index: u16, model: &str) -> Option<Duration> {
+        let entries = self.lock();
+        let entry = entries.get(usize::from(index))?;
+        entry.tracked.idle(model)
+    }
+
+    /// The model was unloaded: when it was used says nothing any more.
+    pub fn forget_use(&self, index: u16, model: &str) {
+        if let Some(entry) = self.lock().get(usize::from(index)) {
+            entry.tracked.forget(|used| used == model);
+        }
+    }
+
     /// Why engines are down, by name; for people.
     pub fn complaints(&self) -> Vec<(String, String)> {
         let entries = self.lock();

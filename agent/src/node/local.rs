@@ -4,10 +4,10 @@ use crate::serve::Service;
 use std::sync::Arc;
 use unamesh_client::pool::QuicTransport;
 use unamesh_client::transport::{
-    BoxFuture, FrameStream, HearLink, LinkError, Open, SpeakLink, Transport,
+    BoxFuture, FrameStream, HearLink, LeaseLink, LinkError, Open, SpeakLink, Transport,
 };
 use unamesh_proto::NodeId;
-use unamesh_proto::wire::{ErrorCode, HearRequest, SpeakRequest, WireError};
+use unamesh_proto::wire::{ErrorCode, HearRequest, SpeakRequest, WarmRequest, WireError};
 
 /// The transport of an agent that serves itself.
 pub struct AgentTransport {
@@ -59,6 +59,17 @@ impl Transport for AgentTransport {
             return self.quic.hear(node, request);
         }
         Box::pin(std::future::ready(self.service.hear_local(request)))
+    }
+
+    fn lease(
+        &self,
+        node: NodeId,
+        request: WarmRequest,
+    ) -> BoxFuture<Result<Box<dyn LeaseLink>, LinkError>> {
+        if node != self.me {
+            return self.quic.lease(node, request);
+        }
+        Box::pin(std::future::ready(self.service.lease_local(&request)))
     }
 
     fn warm(&self, nodes: &[NodeId]) {

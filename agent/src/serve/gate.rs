@@ -26,6 +26,7 @@ const fn audience(kind: StreamKind) -> Audience {
         StreamKind::Embed => Audience::Nobody,
         StreamKind::Speak => Audience::Members,
         StreamKind::Transcribe => Audience::Members,
+        StreamKind::Warm => Audience::Members,
         StreamKind::Converse => Audience::Nobody,
         StreamKind::Tunnel => Audience::Nobody,
         StreamKind::Admin => Audience::Admins,
@@ -80,11 +81,14 @@ mod tests {
 
     #[test]
     fn every_role_and_kind_has_its_answer() {
-        use StreamKind::{Admin, Attach, Exchange, Generate, Probe, Speak, Transcribe, Watch};
+        use StreamKind::{
+            Admin, Attach, Exchange, Generate, Probe, Speak, Transcribe, Warm, Watch,
+        };
         for &role in Role::KNOWN {
             for &kind in StreamKind::KNOWN {
                 let expected = match (role, kind) {
-                    (_, Probe | Watch | Generate | Attach | Speak | Transcribe) => None,
+                    (_, Probe | Watch | Generate | Attach) => None,
+                    (_, Speak | Transcribe | Warm) => None,
                     (Role::Admin | Role::Agent, Exchange) => None,
                     (Role::Admin, Admin) => None,
                     (_, Exchange | Admin) => Some(ErrorCode::Forbidden),

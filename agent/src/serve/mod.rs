@@ -7,7 +7,8 @@
 //!                                    ├─► attach ──────────────► the generation's task
 //!                                    ├─► generate ─► admission ─► generation (run, journal,
 //!                                    │                   │                    client)
-//!                                    └─► speak, transcribe ─► voice (speaking, hearing)
+//!                                    ├─► speak, transcribe ─► voice (speaking, hearing)
+//!                                    └─► warm ──────────────► leases
 //!   this agent ──────────► open_local, speak_local ──────┴─────► run, speaking
 //! ```
 //! - [`listener`]: the accept loop and its bounds; one check of membership a connection.
@@ -17,6 +18,7 @@
 //! - [`run`]: one generation as its frames: the engine's stream, polled where it is needed.
 //! - [`generation`]: a run with a journal and a client elsewhere, in one task.
 //! - [`voice`]: texts that are spoken, and speech that is heard here.
+//! - [`leases`]: models that conversations keep warm.
 //! - [`watch`]: the peer table for those who do not gossip.
 //! - [`drills`]: faults that are played on purpose.
 //!
@@ -34,6 +36,7 @@ mod generation;
 mod generations;
 mod handshakes;
 mod journals;
+mod leases;
 mod leaving;
 mod listener;
 mod meter;

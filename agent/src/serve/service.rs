@@ -4,6 +4,7 @@ use super::admission::{Admission, EngineLoad};
 use super::drills::Drills;
 use super::generations::Generations;
 use super::journals::Budget;
+use super::leases::Leases;
 use super::leaving::Leaving;
 use super::run::Run;
 use super::validate;
@@ -29,6 +30,8 @@ pub struct ServeConfig {
     pub reader_stall: Duration,
     /// How long a listener may grant nothing more before its speech ends.
     pub listener_pause: Duration,
+    /// A leased model that its engine has unloaded is asked again no sooner than this.
+    pub warm_again: Duration,
     /// Bytes that one generation keeps for reattachment.
     pub journal_bytes: usize,
     /// Bytes that all generations keep together.
@@ -46,6 +49,7 @@ impl Default for ServeConfig {
             grace: timeouts::GRACE,
             reader_stall: timeouts::READER_STALL,
             listener_pause: timeouts::LISTENER_PAUSE,
+            warm_again: timeouts::WARM_AGAIN,
             journal_bytes: limits::MAX_JOURNAL_BYTES,
             journals_bytes: limits::MAX_JOURNALS_BYTES,
             generations: limits::MAX_GENERATIONS,
@@ -64,6 +68,7 @@ pub struct Service {
     journals: Arc<Budget>,
     leaving: Arc<Leaving>,
     drills: Arc<Drills>,
+    leases: Leases,
     active: watch::Sender<usize>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -89,6 +94,7 @@ impl Service {
             journals: Budget::new(config.journals_bytes, config.journal_bytes),
             leaving: Leaving::new(stop.clone()),
             drills: Drills::new(config.drill),
+            leases: Leases::new(),
             active: watch::Sender::new(0),
             tasks,
             stop,
@@ -221,6 +227,10 @@ impl Service {
 
     pub(super) fn leaving(&self) -> &Arc<Leaving> {
         &self.leaving
+    }
+
+    pub(super) fn leases(&self) -> &Leases {
+        &self.leases
     }
 
     pub(super) fn drills(&self) -> &Arc<Drills> {

@@ -6,7 +6,7 @@ use super::gate;
 use super::generation::Generation;
 use super::generations::Newcomer;
 use super::listener::{Guest, Listener};
-use super::{voice, watch};
+use super::{leases, voice, watch};
 use quinn::{RecvStream, SendStream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,8 @@ use unamesh_client::transport::LinkError;
 use unamesh_proto::timeouts;
 use unamesh_proto::wire::{
     Attach, Drill, DrillStarted, ErrorCode, GenerateRequest, HearRequest, Probe, ProbeFor,
-    ProbeReply, Record, SignedAdvert, SpeakRequest, StreamHeader, StreamKind, VERSION, WireError,
+    ProbeReply, Record, SignedAdvert, SpeakRequest, StreamHeader, StreamKind, VERSION, WarmRequest,
+    WireError,
 };
 
 /// What a stream asks for.
@@ -31,6 +32,7 @@ enum Opening {
     Generate(GenerateRequest),
     Speak(SpeakRequest),
     Hear(HearRequest),
+    Warm(WarmRequest),
     Attach(Attach),
     Drill(Drill),
 }
@@ -94,6 +96,13 @@ pub(super) async fn serve(
         Ok(Opening::Generate(request)) => generate(service, &guest, request, send, reader).await,
         Ok(Opening::Speak(request)) => speak(service, &guest, request, send, reader).await,
         Ok(Opening::Hear(request)) => hear(service, &guest, request, send, reader).await,
+        Ok(Opening::Warm(request)) => match service.admit_lease(&request) {
+            Ok(lease) => {
+                let client = client(&service, &guest, send, reader);
+                leases::serve(&service, lease, client).await;
+            }
+            Err(error) => reply(&service, send, &error).await,
+        },
         Ok(Opening::Attach(request)) => attach(&service, &guest, request, send, reader).await,
         Ok(Opening::Drill(request)) => {
             let pause = |long| listener.hooks.pause(long);
@@ -131,6 +140,7 @@ async fn read(guest: &Guest, reader: &mut RecordReader) -> Result<Opening, WireE
         StreamKind::Attach => reader.expect().await.map(Opening::Attach),
         StreamKind::Speak => reader.expect().await.map(Opening::Speak),
         StreamKind::Transcribe => reader.expect().await.map(Opening::Hear),
+        StreamKind::Warm => reader.expect().await.map(Opening::Warm),
         StreamKind::Admin => reader.expect().await.map(Opening::Drill),
         StreamKind::Watch => return Ok(Opening::Watch),
         StreamKind::Generate => {

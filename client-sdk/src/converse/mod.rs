@@ -13,12 +13,13 @@
 //! at [`TurnEvent::BargedIn`].
 //!
 //! **Warm-up.** When it opens, the likeliest peers of all three stages are dialed, and again
-//! whenever somebody begins to speak. The language model reads the history once
-//! ([`ConverseConfig::warm_up`]): that loads it, and fills its cache. The protocol has no means to
-//! load a model that speaks or listens before its first request; each request keeps it loaded as
-//! its engine is used to.
+//! whenever somebody begins to speak. With [`ConverseConfig::warm_up`] the language model reads the
+//! history once: that loads it, and fills its cache; each request keeps it loaded as its engine is
+//! used to. The best peers to listen and to speak are asked to load their models and to keep them,
+//! by leases that last as long as the conversation.
 
 mod shell;
+mod warm;
 
 pub use shell::Conversation;
 pub use unamesh_proto::speech::turn::{Engines, Message, Overlap, Role, Stage, Timeline};
@@ -54,7 +55,8 @@ pub struct ConverseConfig {
     pub silence: Duration,
     /// So much sound is given out before it is due: what the player needs to bridge its own delays.
     pub ahead: Duration,
-    /// The language model reads the history before the first turn.
+    /// The language model reads the history before the first turn, and the models that listen and
+    /// speak are kept warm from then on.
     pub warm_up: bool,
     /// The conversation's number, by which it returns to the peers that know it; 0 = a new one.
     pub session: u64,

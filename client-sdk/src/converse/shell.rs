@@ -1,23 +1,25 @@
 //! Performs what `unamesh_proto::speech::turn` decides, in the caller's own task. What the stages
-//! are asked is `requests`.
+//! are asked is `requests`; what they and the machine tell, `events`.
 
+mod events;
 mod requests;
 
-use super::{ConverseConfig, Message, Role, Stage, TurnEvent};
+use super::warm::Leases;
+use super::{ConverseConfig, Message, Role, TurnEvent};
 use crate::client::{ClientError, Event, PeerRef};
 use crate::clock;
 use crate::driver::Generation;
 use crate::memory::Shared;
 use crate::outside::Alarm;
-use crate::speech::{HearEvent, Hearing, SayEvent, Speech};
+use crate::speech::{Hearing, Speech};
 use futures_util::{Stream, StreamExt};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use unamesh_proto::Mono;
 use unamesh_proto::limits::MAX_KEPT_SOUND;
-use unamesh_proto::speech::turn::{self, Effect, Heard, Input, Output, Spoken, Thought, Turns};
+use unamesh_proto::speech::turn::{self, Effect, Input, Turns};
 
 /// A spoken conversation: a stream of [`TurnEvent`]s, which never ends by itself. Dropping it stops
 /// everything at once, down to the engines.
@@ -30,6 +32,9 @@ pub struct Conversation {
     /// In the order of their pieces.
     voices: VecDeque<Voice>,
     warming: Option<Generation>,
+    leases: Leases,
+    /// [`TurnEvent::Ready`] was given out.
+    ready: bool,
     /// The newest sound, for a hearing that opens later than it came.
     sound: VecDeque<i16>,
     /// Who spoke last, in which voice.
@@ -38,6 +43,8 @@ pub struct Conversation {
     announced: u32,
     events: VecDeque<TurnEvent>,
     alarm: Alarm,
+    /// When the caller took the last event and did not look since.
+    left: Option<Mono>,
     opened: bool,
 }
 
@@ -71,11 +78,14 @@ impl Conversation {
             thinking: None,
             voices: VecDeque::with_capacity(2),
             warming: None,
+            leases: Leases::default(),
+            ready: false,
             sound: VecDeque::new(),
             speaker: None,
             announced: 0,
             events: VecDeque::new(),
             alarm: Alarm::new(),
+            left: None,
             opened: false,
         }
     }
@@ -141,9 +151,8 @@ impl Conversation {
                 generation,
                 messages,
             } => {
-                if self.warming.take().is_some() {
-                    self.events.push_back(TurnEvent::Ready);
-                }
+                self.warming = None;
+                self.is_ready();
                 let request = self.request(&messages);
                 let stream = Generation::new(self.shared.clone(), request);
                 self.thinking = Some((generation, stream));
@@ -178,7 +187,7 @@ impl Conversation {
         }
     }
 
-    // ----- events -----------------------------------------------------------------------
+    // ----- warm-up ----------------------------------------------------------------------
 
     fn open(&mut self) {
         if std::mem::replace(&mut self.opened, true) {
@@ -192,185 +201,15 @@ impl Conversation {
             request.sampling.max_tokens = Some(1);
             self.warming = Some(Generation::new(self.shared.clone(), request));
         } else {
+            self.is_ready();
+        }
+    }
+
+    /// The warm-up is over, or of no use any more.
+    fn is_ready(&mut self) {
+        if !std::mem::replace(&mut self.ready, true) {
             self.events.push_back(TurnEvent::Ready);
         }
-    }
-
-    fn emit(&mut self, output: Output<ClientError>) {
-        if matches!(output, Output::SpeechBegan) {
-            self.warm();
-        }
-        let event = match output {
-            Output::SpeechBegan => TurnEvent::SpeechBegan,
-            Output::Partial(text) => TurnEvent::Partial { text },
-            Output::NothingHeard => TurnEvent::NothingHeard,
-            Output::Heard { text, node } => TurnEvent::Heard {
-                text,
-                peer: self.shared.peer(node),
-            },
-            Output::Thinking(node) => TurnEvent::Thinking {
-                peer: self.shared.peer(node),
-            },
-            Output::Text(text) => TurnEvent::Text { text },
-            Output::TurnDone {
-                heard,
-                answer,
-                played,
-                timeline,
-            } => TurnEvent::TurnDone {
-                heard,
-                answer,
-                played,
-                timeline,
-            },
-            Output::BargedIn { played, timeline } => TurnEvent::BargedIn { played, timeline },
-            Output::Failed {
-                stage,
-                error,
-                partial,
-            } => TurnEvent::Failed {
-                stage,
-                error,
-                partial,
-            },
-        };
-        self.events.push_back(event);
-    }
-
-    fn heard(&mut self, number: u32, event: HearEvent) {
-        let heard = match event {
-            HearEvent::Began { at_ms } => Heard::Began { at_ms },
-            HearEvent::Silence { ms } => Heard::Silence(Duration::from_millis(ms.into())),
-            HearEvent::Partial { text } => Heard::Partial(text),
-            HearEvent::PeerChanged { from, to, reason } => {
-                return self.peer_changed(Stage::Hear, from, to, true, reason, Duration::ZERO);
-            }
-            HearEvent::Final { text, peer, .. } => {
-                let heard = self.hearing.take().and_then(|(_, hearing)| hearing.heard());
-                let ms = u64::try_from(heard.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
-                Heard::Final {
-                    node: peer.node,
-                    text,
-                    samples: ms.saturating_mul(turn::MIC_SAMPLES_PER_MS),
-                }
-            }
-            HearEvent::Failed { error, partial } => {
-                self.hearing = None;
-                Heard::Failed { error, partial }
-            }
-            // What comes behind a full one goes into the next.
-            HearEvent::Started { .. } | HearEvent::Progress { .. } | HearEvent::Full { .. } => {
-                return;
-            }
-        };
-        self.input(Input::Hear(number, heard));
-    }
-
-    fn thought(&mut self, generation: u32, event: Event) {
-        let thought = match event {
-            Event::Started { peer, .. } => Thought::Started(peer.node),
-            Event::Token { text, .. } => Thought::Token(text),
-            Event::PeerChanged {
-                from,
-                to,
-                gap,
-                reason,
-                ..
-            } => return self.peer_changed(Stage::Think, from, to, true, reason, gap),
-            Event::Done { .. } => {
-                self.thinking = None;
-                Thought::Done
-            }
-            Event::Failed(error) => {
-                self.thinking = None;
-                let too_long = matches!(error, ClientError::ContextExceeded { .. });
-                Thought::Failed { error, too_long }
-            }
-            Event::Progress { .. } => return,
-        };
-        self.input(Input::Think(generation, thought));
-    }
-
-    /// `at`: of which voice.
-    fn said(&mut self, at: usize, event: SayEvent) {
-        let Some(voice) = self.voices.get(at) else {
-            return;
-        };
-        let (generation, piece) = (voice.generation, voice.piece);
-        let said = voice.speech.spoken_to();
-        let spoken = match event {
-            SayEvent::Started { peer, voice, .. } => {
-                self.speaks(peer, voice);
-                Spoken::Started
-            }
-            SayEvent::Pcm(pcm) => {
-                let samples = pcm.len();
-                self.announce(generation);
-                self.events.push_back(TurnEvent::Pcm(pcm));
-                Spoken::Taken { samples, said }
-            }
-            SayEvent::PeerChanged {
-                from,
-                to,
-                voice,
-                same_voice,
-                reason,
-                gap,
-                ..
-            } => {
-                self.speaker = Some((to.clone(), voice));
-                return self.peer_changed(Stage::Speak, from, to, same_voice, reason, gap);
-            }
-            SayEvent::Done { .. } => {
-                self.voices.remove(at);
-                Spoken::Done
-            }
-            SayEvent::Failed(error) => {
-                self.voices.remove(at);
-                Spoken::Failed(error)
-            }
-            SayEvent::Progress { .. } | SayEvent::Mark { .. } => return,
-        };
-        self.input(Input::Speak(generation, piece, spoken));
-    }
-
-    /// This peer speaks the piece that was opened last. Another voice than before is told.
-    fn speaks(&mut self, peer: PeerRef, voice: String) {
-        let before = self.speaker.replace((peer.clone(), voice.clone()));
-        let other = before.filter(|(_, v)| !v.eq_ignore_ascii_case(&voice));
-        if let Some((from, was)) = other {
-            let reason = format!("no peer has the voice {was:?}");
-            self.peer_changed(Stage::Speak, from, peer, false, reason, Duration::ZERO);
-        }
-    }
-
-    fn announce(&mut self, generation: u32) {
-        if self.announced == generation {
-            return;
-        }
-        self.announced = generation;
-        if let Some((peer, voice)) = self.speaker.clone() {
-            self.events.push_back(TurnEvent::Speaking { peer, voice });
-        }
-    }
-
-    fn peer_changed(
-        &mut self,
-        stage: Stage,
-        from: PeerRef,
-        to: PeerRef,
-        same_voice: bool,
-        reason: String,
-        gap: Duration,
-    ) {
-        self.events.push_back(TurnEvent::PeerChanged {
-            stage,
-            from,
-            to,
-            same_voice,
-            reason,
-            gap,
-        });
     }
 
     // ----- polls: true if something moved -----------------------------------------------
@@ -431,18 +270,32 @@ impl Conversation {
     }
 
     fn poll_warming(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(warming) = &mut self.warming else {
-            return false;
-        };
-        match warming.poll_next_unpin(cx) {
-            Poll::Ready(Some(Event::Done { .. } | Event::Failed(_)) | None) => {
+        let mut moved = self.leases.poll(cx);
+        if let Some(warming) = &mut self.warming
+            && let Poll::Ready(event) = warming.poll_next_unpin(cx)
+        {
+            moved = true;
+            if matches!(event, Some(Event::Done { .. } | Event::Failed(_)) | None) {
                 self.warming = None;
-                self.events.push_back(TurnEvent::Ready);
             }
-            Poll::Ready(Some(_)) => {}
-            Poll::Pending => return false,
         }
-        true
+        if !self.ready && self.warming.is_none() && self.leases.are_warm() {
+            self.is_ready();
+            moved = true;
+        }
+        moved
+    }
+
+    /// The stages are told of the caller's pauses: they may have been polled to their end before.
+    fn looks_again(&mut self) {
+        let Some(left) = self.left.take() else { return };
+        if let Some((_, hearing)) = &mut self.hearing {
+            hearing.left(left);
+        }
+        if let Some((_, thinking)) = &mut self.thinking {
+            thinking.left(left);
+        }
+        self.voices.iter_mut().for_each(|v| v.speech.left(left));
     }
 
     fn poll_alarm(&mut self, cx: &mut Context<'_>) -> bool {
@@ -460,8 +313,10 @@ impl Stream for Conversation {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<TurnEvent>> {
         self.open();
+        self.looks_again();
         loop {
             if let Some(event) = self.events.pop_front() {
+                self.left = Some(clock::mono());
                 return Poll::Ready(Some(event));
             }
             let moved = self.poll_hearing(cx)

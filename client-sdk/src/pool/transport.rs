@@ -4,7 +4,9 @@ use super::Pool;
 use super::entry::InUse;
 use crate::endpoint::{CLOSE_NORMAL, link_error};
 use crate::framing::{RecordReader, RecordWriter};
-use crate::transport::{BoxFuture, FrameStream, HearLink, LinkError, Open, SpeakLink, Transport};
+use crate::transport::{
+    BoxFuture, FrameStream, HearLink, LeaseLink, LinkError, Open, SpeakLink, Transport,
+};
 use futures_util::FutureExt;
 use quinn::{Connection, RecvStream, SendStream};
 use std::marker::PhantomData;
@@ -12,7 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use unamesh_proto::wire::{
     DecodeError, ErrorCode, GenFrame, HearRequest, Record, SpeakRequest, StreamHeader, StreamKind,
-    VERSION, WireError,
+    VERSION, WarmFrame, WarmRequest, WireError,
 };
 use unamesh_proto::{NodeId, timeouts};
 
@@ -69,6 +71,20 @@ impl Transport for QuicTransport {
         })
     }
 
+    fn lease(
+        &self,
+        node: NodeId,
+        request: WarmRequest,
+    ) -> BoxFuture<Result<Box<dyn LeaseLink>, LinkError>> {
+        let pool = self.0.clone();
+        Box::pin(async move {
+            let opened = open_at(&pool, node).await?;
+            let in_use = InUse::new(pool.entry(node));
+            let stream = QuicStream::begin(opened, in_use, StreamKind::Warm, &request).await?;
+            Ok(Box::new(stream) as Box<dyn LeaseLink>)
+        })
+    }
+
     fn warm(&self, nodes: &[NodeId]) {
         self.0.warm(nodes);
     }
@@ -116,6 +132,16 @@ impl Frame for GenFrame {
 
     fn is_terminal(&self) -> bool {
         GenFrame::is_terminal(self)
+    }
+}
+
+impl Frame for WarmFrame {
+    fn decode(kind: u16, body: &[u8]) -> Result<Option<Self>, DecodeError> {
+        WarmFrame::decode(kind, body)
+    }
+
+    fn is_terminal(&self) -> bool {
+        WarmFrame::is_terminal(self)
     }
 }
 
@@ -189,6 +215,12 @@ impl<F: Frame> QuicStream<F> {
 
 impl FrameStream for QuicStream<GenFrame> {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<GenFrame, LinkError>>> {
+        self.poll_next(cx)
+    }
+}
+
+impl LeaseLink for QuicStream<WarmFrame> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WarmFrame, LinkError>>> {
         self.poll_next(cx)
     }
 }

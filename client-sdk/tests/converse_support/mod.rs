@@ -21,7 +21,7 @@ use unamesh_client::client::MeshClient;
 use unamesh_client::clock;
 use unamesh_client::converse::{Conversation, ConverseConfig, TurnEvent};
 use unamesh_client::transport::{
-    BoxFuture, FrameStream, HearLink, LinkError, Open, SpeakLink, Transport,
+    BoxFuture, FrameStream, HearLink, LeaseLink, LinkError, Open, SpeakLink, Transport,
 };
 use unamesh_proto::speech::text::Splitter;
 use unamesh_proto::speech::uplink::Datagram;
@@ -31,7 +31,7 @@ use unamesh_proto::wire::{
     Grant, Hardware, Health, HearAccepted, HearFrame, HearRequest, ModelAdvert, ModelKind,
     NodeState, Partial, PathKind, Phase, Progress, Residency, Role, SignedAdvert, SilenceFor,
     Sound, SpeakFrame, SpeakRequest, SpeechAccepted, SpeechBegan, SpeechDone, SpokenMark, Stats,
-    Token, Transcript, Usage, VoiceAdvert, WireError,
+    Token, Transcript, Usage, VoiceAdvert, WarmFrame, WarmRequest, Warmed, Warmth, WireError,
 };
 use unamesh_proto::{GenerationId, NodeId};
 
@@ -62,6 +62,8 @@ pub struct Engines {
     pub deaf: bool,
     pub thoughtless: bool,
     pub hoarse: bool,
+    /// Until a model is warm; `None`: the peers know no leases.
+    pub load: Option<Duration>,
     /// The first peer's voice dies after so many packets of the first speech.
     pub voice_dies_after: Option<usize>,
 }
@@ -80,6 +82,7 @@ impl Default for Engines {
             deaf: false,
             thoughtless: false,
             hoarse: false,
+            load: None,
             voice_dies_after: None,
         }
     }
@@ -92,6 +95,9 @@ pub struct Asked {
     pub spoken: Vec<SpeakRequest>,
     pub hearings: usize,
     pub warmed: Vec<NodeId>,
+    /// Leases that were opened, and those that ended.
+    pub leases: Vec<(NodeId, WarmRequest)>,
+    pub ended: Vec<NodeId>,
     /// Streams that the client dropped before their end, and when.
     pub dropped: Vec<(&'static str, Instant)>,
     heard: usize,
@@ -549,8 +555,51 @@ impl Transport for Doubles {
         Box::pin(async move { Ok(Box::new(link) as Box<dyn HearLink>) })
     }
 
+    fn lease(
+        &self,
+        node: NodeId,
+        request: WarmRequest,
+    ) -> BoxFuture<Result<Box<dyn LeaseLink>, LinkError>> {
+        let Some(load) = self.engines.load else {
+            let error = WireError::new(ErrorCode::Unsupported, "no leases here");
+            return Box::pin(std::future::ready(Err(LinkError::Refused(error))));
+        };
+        let lease = Lease {
+            node,
+            log: self.log.clone(),
+            models: 0..request.models.len() as u16,
+            loads: Box::pin(tokio::time::sleep(load)),
+        };
+        self.log.lock().unwrap().leases.push((node, request));
+        Box::pin(async move { Ok(Box::new(lease) as Box<dyn LeaseLink>) })
+    }
+
     fn warm(&self, nodes: &[NodeId]) {
         self.log.lock().unwrap().warmed = nodes.to_vec();
+    }
+}
+
+struct Lease {
+    node: NodeId,
+    log: Log,
+    models: std::ops::Range<u16>,
+    loads: Pin<Box<Sleep>>,
+}
+
+impl LeaseLink for Lease {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<WarmFrame, LinkError>>> {
+        std::task::ready!(self.loads.as_mut().poll(cx));
+        let Some(at) = self.models.next() else {
+            return Poll::Pending;
+        };
+        let how = Warmth::Asked;
+        Poll::Ready(Some(Ok(WarmFrame::Warmed(Warmed { at, how }))))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.log.lock().unwrap().ended.push(self.node);
     }
 }
 
@@ -657,7 +706,7 @@ pub struct Room {
     /// For so long the loudspeaker had nothing within an answer.
     pub gaps: Duration,
     speaking: bool,
-    _table: watch::Sender<Arc<Snapshot>>,
+    pub table: watch::Sender<Arc<Snapshot>>,
 }
 
 pub fn config() -> ConverseConfig {
@@ -688,7 +737,7 @@ impl Room {
             dry: now,
             gaps: Duration::ZERO,
             speaking: false,
-            _table: table,
+            table,
         }
     }
 

@@ -143,6 +143,9 @@ records! {
             text: "Grüße".into(), language: "de".into(), confidence: Some(0.9), frames: 45_000,
             words: vec![Word { text: "Grüße".into(), start_ms: 120, end_ms: 640 }],
         };
+    WarmRequest: WarmRequest { session: 0, models: vec![] },
+        WarmRequest { session: 7, models: vec![warm_model()] };
+    Warmed: Warmed { at: 0, how: Warmth::Already }, Warmed { at: 3, how: Warmth::Failed };
 }
 
 fn speak_request() -> SpeakRequest {
@@ -157,6 +160,16 @@ fn speak_request() -> SpeakRequest {
         session: 0,
         from: 0,
         grant_ms: 0,
+    }
+}
+
+fn warm_model() -> WarmModel {
+    WarmModel {
+        kind: ModelKind::Tts,
+        model: "piper".to_owned(),
+        engine: 2,
+        voice: "amy".to_owned(),
+        language: "en-US".to_owned(),
     }
 }
 

@@ -12,6 +12,7 @@ mod node;
 mod speak;
 mod stream;
 mod transcribe;
+mod warm;
 
 pub use codec::{Class, DecodeError, Record};
 pub use drill::{Drill, DrillStarted, Fault};
@@ -33,6 +34,7 @@ pub use transcribe::{
     HearAccepted, HearFrame, HearRequest, Missing, Partial, SilenceFor, SpeechBegan, Transcript,
     UpSound, UtteranceEnd, Word,
 };
+pub use warm::{WarmFrame, WarmModel, WarmRequest, Warmed, Warmth};
 
 /// The ALPN of the data plane. A change that an old peer cannot ignore gets a new number.
 pub const ALPN: &[u8] = b"unamesh/1";
@@ -80,6 +82,8 @@ pub const RECORDS: &[(u16, &str, usize)] = &[
     entry::<SilenceFor>(),
     entry::<Missing>(),
     entry::<Transcript>(),
+    entry::<WarmRequest>(),
+    entry::<Warmed>(),
 ];
 
 const fn entry<R: Record>() -> (u16, &'static str, usize) {

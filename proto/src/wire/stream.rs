@@ -30,6 +30,8 @@ open_enum! {
         Admin = 10 "admin",
         /// Each side sends its [`SignedAdvert`] once; a goodbye is an advert in state `left`.
         Exchange = 11 "exchange",
+        /// A [`super::WarmRequest`]: its models are kept warm while the stream is open.
+        Warm = 12 "warm",
     }
 }
 

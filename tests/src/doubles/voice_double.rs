@@ -54,6 +54,8 @@ pub struct VoiceScript {
     pub voices: Vec<String>,
     /// Requests at the same time.
     pub slots: u16,
+    /// What it says of its model.
+    pub residency: Residency,
 }
 
 impl Default for VoiceScript {
@@ -68,6 +70,7 @@ impl Default for VoiceScript {
             refuse: None,
             voices: vec!["hum".to_owned()],
             slots: 4,
+            residency: Residency::Loaded,
         }
     }
 }
@@ -192,7 +195,7 @@ impl Engine for VoiceDouble {
         Ok(EngineInfo {
             health: Health::Ok,
             slots: script.slots,
-            models: vec![model()],
+            models: vec![model(script.residency)],
             version: "double".to_owned(),
             voices: script
                 .voices
@@ -228,7 +231,7 @@ impl Engine for VoiceDouble {
 }
 
 /// The one model (`engine` and `stats` belong to the registry).
-fn model() -> ModelAdvert {
+fn model(residency: Residency) -> ModelAdvert {
     ModelAdvert {
         engine: 0,
         name: "hum-1".to_owned(),
@@ -238,7 +241,7 @@ fn model() -> ModelAdvert {
         size: 0,
         context: 0,
         kind: ModelKind::Tts,
-        residency: Residency::Loaded,
+        residency,
         load_eta_ms: 0,
         token_ids: false,
         stats: Stats::default(),

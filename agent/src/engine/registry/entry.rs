@@ -75,6 +75,8 @@ impl Entry {
             Err(EngineError::Busy { .. }) if ours > 0 => Health::Busy,
             Err(error) => {
                 self.why = Some(error);
+                // It may have lost what it had in memory.
+                self.tracked.forget(|_| true);
                 Health::Down
             }
         };

@@ -1,15 +1,18 @@
 //! An engine, and how much of ours runs on it.
 
-use crate::engine::hearing::{HearCall, HearStream, Sound};
-use crate::engine::speech::{SpeechCall, SpeechStream};
+use crate::engine::hearing::{HearCall, HearEvent, HearStream, Sound};
+use crate::engine::speech::{SpeechCall, SpeechEvent, SpeechStream};
 use crate::engine::{Engine, EngineError, EngineInfo, EngineStream};
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
+use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use unamesh_proto::wire::{EngineKind, GenerateRequest};
 
 /// Counts generations, speech and transcriptions while they run, and reports their failures.
@@ -23,6 +26,15 @@ struct Shared {
     running: AtomicU32,
     /// A generation failed: the engine is to be asked how it is.
     failed: Notify,
+    /// When each model that speaks or transcribes has last answered.
+    used: Mutex<BTreeMap<String, Instant>>,
+}
+
+impl Shared {
+    fn used(&self) -> MutexGuard<'_, BTreeMap<String, Instant>> {
+        // Each change leaves it whole.
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Tracked {
@@ -44,14 +56,33 @@ impl Tracked {
         self.shared.failed.notified().await;
     }
 
-    /// What `start` starts, counted until it ends.
+    /// Since `model` has last spoken or transcribed; `None` if it never did.
+    pub fn idle(&self, model: &str) -> Option<Duration> {
+        self.shared.used().get(model).map(Instant::elapsed)
+    }
+
+    /// Forgets when these models were used.
+    pub fn forget(&self, which: impl Fn(&str) -> bool) {
+        self.shared.used().retain(|model, _| !which(model));
+    }
+
+    /// What `start` starts, counted until it ends. `model`: remembered as used once it made
+    /// something.
     async fn counted<T: 'static>(
         &self,
+        model: Option<Used<T>>,
         start: impl Future<Output = Result<BoxStream<'static, Result<T, EngineError>>, EngineError>>,
     ) -> Result<BoxStream<'static, Result<T, EngineError>>, EngineError> {
         let guard = Guard::new(&self.shared);
         match start.await {
-            Ok(stream) => Ok(Counted { stream, guard }.boxed()),
+            Ok(stream) => {
+                let counted = Counted {
+                    stream,
+                    guard,
+                    model,
+                };
+                Ok(counted.boxed())
+            }
             Err(error) => {
                 guard.judge(&error);
                 Err(error)
@@ -75,15 +106,17 @@ impl Engine for Tracked {
     }
 
     async fn generate(&self, request: Arc<GenerateRequest>) -> Result<EngineStream, EngineError> {
-        self.counted(self.engine.generate(request)).await
+        self.counted(None, self.engine.generate(request)).await
     }
 
     async fn speak(&self, call: SpeechCall) -> Result<SpeechStream, EngineError> {
-        self.counted(self.engine.speak(call)).await
+        let model = Used::new(&call.model, |e| matches!(e, SpeechEvent::Pcm(_)));
+        self.counted(model, self.engine.speak(call)).await
     }
 
     async fn hear(&self, call: HearCall, sound: Sound) -> Result<HearStream, EngineError> {
-        self.counted(self.engine.hear(call, sound)).await
+        let model = Used::new(&call.model, |e| !matches!(e, HearEvent::Progress));
+        self.counted(model, self.engine.hear(call, sound)).await
     }
 
     fn local_port(&self) -> Option<u16> {
@@ -120,6 +153,35 @@ impl Drop for Guard {
 struct Counted<T> {
     stream: BoxStream<'static, Result<T, EngineError>>,
     guard: Guard,
+    model: Option<Used<T>>,
+}
+
+/// A model that is used: `works` of what only one in memory makes.
+struct Used<T> {
+    model: String,
+    works: fn(&T) -> bool,
+    worked: bool,
+}
+
+impl<T> Used<T> {
+    fn new(model: &str, works: fn(&T) -> bool) -> Option<Self> {
+        let model = model.to_owned();
+        let worked = false;
+        Some(Used {
+            model,
+            works,
+            worked,
+        })
+    }
+}
+
+impl<T> Drop for Counted<T> {
+    fn drop(&mut self) {
+        if let Some(used) = self.model.take().filter(|used| used.worked) {
+            // As many as the engine has models: others make nothing.
+            self.guard.0.used().insert(used.model, Instant::now());
+        }
+    }
 }
 
 impl<T> Stream for Counted<T> {
@@ -127,8 +189,14 @@ impl<T> Stream for Counted<T> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let item = self.stream.poll_next_unpin(cx);
-        if let Poll::Ready(Some(Err(error))) = &item {
-            self.guard.judge(error);
+        match &item {
+            Poll::Ready(Some(Ok(event))) => {
+                if let Some(used) = &mut self.model {
+                    used.worked |= (used.works)(event);
+                }
+            }
+            Poll::Ready(Some(Err(error))) => self.guard.judge(error),
+            _ => {}
         }
         item
     }
