@@ -93,7 +93,9 @@ fn every_truncation_is_an_error_and_none_is_a_record() {
     } in samples()
     {
         let body = &bytes[HEADER..];
-        for len in 0..body.len() {
+        // What a later version appended may be missing: that is what an older one sends.
+        let appended = usize::from(name == "SpeakRequest" && body.last() == Some(&1));
+        for len in 0..body.len() - appended {
             assert!(!decodes(kind, &body[..len]), "{name} cut to {len} bytes");
         }
         for len in 0..bytes.len() {
@@ -263,6 +265,7 @@ fn requests_for_speech_are_checked() {
         session: 0,
         from: 5,
         grant_ms: 0,
+        one_piece: Appended(false),
     };
     assert_eq!(request.check(), Ok(()));
     let blamed = |request: SpeakRequest| request.check().unwrap_err().field.unwrap();

@@ -11,71 +11,49 @@
 mod serve_support;
 
 use futures_util::{FutureExt, StreamExt};
-use serve_support::peers::{peer, table, transport};
-use serve_support::{Mesh, PATIENCE, Server};
+use serve_support::PATIENCE;
+use serve_support::agents::Agents;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use unamesh_agent::engine::Engine;
-use unamesh_agent::serve::ServeConfig;
-use unamesh_client::client::MeshClient;
 use unamesh_client::speech::{Say, SayEvent, Speech};
-use unamesh_proto::table::Snapshot;
-use unamesh_proto::wire::Role;
-use unamesh_tests::doubles::{PathDouble, VoiceDouble, VoiceScript};
+use unamesh_proto::timeouts::SILENCE_MIN;
+use unamesh_tests::cluster::turn;
+use unamesh_tests::doubles::{VoiceDouble, VoiceScript};
+use unamesh_tests::measure::{Samples, setting};
 
 /// Seven seconds.
 const TEXT: &str = "Well then, dear friend, here is the first of it. This is the second sentence, \
     somewhat longer than others are. And that was all!";
 const PER_SECOND: u64 = 24_000;
 
-/// Two agents that speak alike, of which the first is asked first, and a client.
+/// Two agents that speak alike.
 struct Voices {
     doubles: [VoiceDouble; 2],
-    servers: [Option<Server>; 2],
-    /// The only path to the first.
-    path: PathDouble,
-    client: MeshClient,
-    _table: watch::Sender<Arc<Snapshot>>,
-    stop: CancellationToken,
+    agents: Agents,
 }
 
 impl Voices {
     async fn start() -> Self {
-        let mesh = Mesh::new();
         let script = VoiceScript {
             first_delay: Duration::from_millis(100),
             ..VoiceScript::default()
         };
-        let doubles = ["first", "second"].map(|name| VoiceDouble::new(name, script.clone()));
-        let mut servers = Vec::new();
-        for double in &doubles {
-            let engines: Vec<Arc<dyn Engine>> = vec![Arc::new(double.clone())];
-            let (config, member) = (ServeConfig::default(), mesh.member(Role::Agent));
-            servers.push(Server::with(member, engines, config).await);
-        }
-        let path = PathDouble::to(servers[0].addr).await;
-        let near = peer(&servers[0], &[path.addr], Duration::from_millis(1));
-        let far = peer(&servers[1], &[servers[1].addr], Duration::from_millis(80));
-        let table = watch::Sender::new(table(vec![near, far]));
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let transport = transport(&mesh, &table, &tasks, &stop);
-        let second = servers.pop();
-        Voices {
-            doubles,
-            servers: [servers.pop(), second],
-            path,
-            client: MeshClient::over(table.subscribe(), transport),
-            _table: table,
-            stop,
-        }
+        Self::of([script.clone(), script]).await
+    }
+
+    /// The first of which is asked first.
+    async fn of(scripts: [VoiceScript; 2]) -> Self {
+        let mut names = ["first", "second"].into_iter();
+        let doubles = scripts.map(|script| VoiceDouble::new(names.next().unwrap(), script));
+        let engine = |double: &VoiceDouble| Arc::new(double.clone()) as Arc<dyn Engine>;
+        let agents = Agents::start(doubles.iter().map(engine).collect()).await;
+        Voices { doubles, agents }
     }
 
     fn speak(&self) -> Speech {
-        self.client.speak(Say {
+        self.agents.client.speak(Say {
             voice: "hum".to_owned(),
             other_voice: false,
             lead: Duration::from_millis(1500),
@@ -84,10 +62,7 @@ impl Voices {
     }
 
     async fn shutdown(self) {
-        self.stop.cancel();
-        for server in self.servers.into_iter().flatten() {
-            server.shutdown().await;
-        }
+        self.agents.shutdown().await;
     }
 }
 
@@ -175,7 +150,7 @@ async fn a_lead_hides_an_agent_that_is_unplugged() {
     assert_eq!(reference.len(), said.len());
     let heard = Heard::all(voices.speak(), |played| {
         if played > 2 * PER_SECOND {
-            voices.path.cut();
+            voices.agents.paths[0].cut();
         }
     })
     .await;
@@ -196,15 +171,10 @@ async fn a_lead_hides_an_agent_that_is_killed() {
         let _ = Heard::all(voices.speak(), |_| {}).await;
         voices.doubles[0].spoken()
     };
-    let (speech, mut first) = (voices.speak(), voices.servers[0].take());
-    let mut killed = None;
+    let speech = voices.speak();
     let heard = Heard::all(speech, |played| {
-        if played > 3 * PER_SECOND
-            && let Some(server) = first.take()
-        {
-            killed = Some(Box::pin(server.crash()));
-            // Its endpoint closes at once.
-            let _ = killed.as_mut().map(FutureExt::now_or_never);
+        if played > 3 * PER_SECOND {
+            voices.agents.kill(0);
         }
     })
     .await;
@@ -212,8 +182,92 @@ async fn a_lead_hides_an_agent_that_is_killed() {
     heard.assert_is(&said);
     assert_eq!(heard.changes.len(), 1, "{:?}", heard.changes);
     assert!(heard.silence.is_empty(), "{:?}", heard.silence);
-    if let Some(killed) = killed {
-        killed.await;
-    }
     voices.shutdown().await;
+}
+
+/// The voice that stands in says its first sound after this, and the rest at once.
+const TTFB: Duration = Duration::from_millis(150);
+/// What the mesh may add to that and to the detection.
+const SHARE: Duration = Duration::from_millis(30);
+/// Under compilers and in a debug build a timer is late.
+const TOLERANCE: u32 = if cfg!(debug_assertions) { 5 } else { 1 };
+
+/// What the ear hears of a voice that makes its sound no faster than it is played, and is lost at
+/// `at`: how long nothing comes.
+async fn gap_without_lead(at: Duration, unplugged: bool) -> Duration {
+    let live = VoiceScript {
+        first_delay: Duration::from_millis(50),
+        speed: Some(1.0),
+        piece: Duration::from_millis(20),
+        ..VoiceScript::default()
+    };
+    let stands_in = VoiceScript {
+        first_delay: TTFB,
+        ..VoiceScript::default()
+    };
+    let mut voices = Voices::of([live, stands_in]).await;
+    let mut speech = voices.agents.client.speak(Say {
+        one_piece: true,
+        other_voice: false,
+        voice: "hum".to_owned(),
+        ..Say::new(TEXT)
+    });
+    let (mut lost, mut longest, mut changed) = (None, Duration::ZERO, false);
+    let mut due = None;
+    // Until the other one has been heard for half a second.
+    let mut enough = PER_SECOND / 2;
+    while enough > 0 {
+        if let Some(due) = due {
+            sleep_until(due).await;
+        }
+        let played = Duration::from_millis(speech.played() * 1000 / PER_SECOND);
+        if lost.is_none() && played >= at {
+            match unplugged {
+                true => voices.agents.paths[0].cut(),
+                false => voices.agents.kill(0),
+            }
+            lost = Some(played);
+        }
+        let pcm = loop {
+            let event = timeout(PATIENCE, speech.next()).await.expect("in time");
+            match event.expect("a last event") {
+                SayEvent::Pcm(pcm) => break pcm,
+                SayEvent::PeerChanged { .. } => changed = true,
+                SayEvent::Failed(error) => panic!("{error}"),
+                _ => {}
+            }
+        };
+        let now = Instant::now();
+        if lost.is_some() {
+            longest = longest.max(due.map_or(Duration::ZERO, |due| now - due));
+        }
+        if changed {
+            enough = enough.saturating_sub(pcm.len() as u64);
+        }
+        let begins = due.map_or(now, |due: Instant| due.max(now));
+        due = Some(begins + Duration::from_micros(pcm.len() as u64 * 1000 / 24));
+    }
+    drop(speech);
+    voices.shutdown().await;
+    longest
+}
+
+/// No silence but that of detection (none if the agent's connection closes) and the other engine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_lead_the_gap_is_detection_and_the_other_engine() {
+    let _turn = turn().await;
+    for (what, unplugged, detection) in [
+        ("killed", false, Duration::ZERO),
+        ("unplugged", true, SILENCE_MIN),
+    ] {
+        let mut gaps = Samples::default();
+        for trial in 0..u32::try_from(setting("UNAMESH_GAPS", 5)).unwrap() {
+            let at = Duration::from_millis(300) + Duration::from_millis(170) * (trial % 7);
+            gaps.push(gap_without_lead(at, unplugged).await);
+        }
+        println!("{what}, detection {detection:?}, first sound {TTFB:?}: silence {gaps}");
+        let bar = detection + TTFB + SHARE * TOLERANCE;
+        let gap = gaps.percentile(0.9);
+        assert!(gap <= bar, "{what}: {gap:?} of silence, at most {bar:?}");
+    }
 }

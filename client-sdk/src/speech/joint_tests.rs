@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)]
+use super::wave::ALIKE;
 use super::*;
 use crate::audio::signal::{noise, sampled, voice};
 use std::f64::consts::TAU;

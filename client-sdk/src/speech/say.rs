@@ -28,6 +28,9 @@ pub struct Say {
     /// How far ahead of the ear peers may be: that much is kept here, and outlasts a failover.
     /// At least [`SPEECH_LEAD_MIN`](unamesh_proto::timeouts::SPEECH_LEAD_MIN).
     pub lead: Duration,
+    /// The text is one piece, as a sentence is: it goes to the engine as a whole. Else its first
+    /// words go alone, so that they are heard early.
+    pub one_piece: bool,
 }
 
 impl Say {
@@ -43,6 +46,7 @@ impl Say {
             session: 0,
             other_voice: true,
             lead: SPEECH_LEAD,
+            one_piece: false,
         }
     }
 }

@@ -22,7 +22,7 @@ use unamesh_proto::rank::speech::SpeechNeed;
 use unamesh_proto::speech::speak::{Config, Effect, Input, Output, Speak, Speaker};
 use unamesh_proto::table::Snapshot;
 use unamesh_proto::timeouts::SPEECH_LEAD_MIN;
-use unamesh_proto::wire::{ModelKind, SpeakFrame, SpeakRequest};
+use unamesh_proto::wire::{Appended, ModelKind, SpeakFrame, SpeakRequest};
 use unamesh_proto::{Mono, NodeId};
 
 /// Frames that are taken in before sound that is there is given out: half a second of speech, so
@@ -172,6 +172,7 @@ impl Speech {
             session: self.say.session,
             from,
             grant_ms,
+            one_piece: Appended(self.say.one_piece),
         }
     }
 

@@ -93,6 +93,8 @@ pub struct Splitter {
     /// Of `from`.
     place: Place,
     first: bool,
+    /// Cut only what is too long.
+    one_piece: bool,
 }
 
 impl Default for Splitter {
@@ -114,6 +116,17 @@ impl Splitter {
             dropped: 0,
             place: Place::FIRST,
             first: true,
+            one_piece: false,
+        }
+    }
+
+    /// For a text that is to be spoken at once, as a piece that another splitter made: it is cut
+    /// only at [`MAX_SPOKEN_CHUNK`] characters.
+    pub fn of_one_piece() -> Self {
+        Splitter {
+            first: false,
+            one_piece: true,
+            ..Self::new()
         }
     }
 
@@ -169,6 +182,7 @@ struct Scan<'a> {
     /// Nothing follows.
     ended: bool,
     first: bool,
+    one_piece: bool,
     place: Place,
     words: usize,
     /// The last clause's and the last word's end.
@@ -185,6 +199,7 @@ impl<'a> Scan<'a> {
             text: splitter.text.get(splitter.from..).unwrap_or_default(),
             ended,
             first: splitter.first,
+            one_piece: splitter.one_piece,
             place: splitter.place,
             words: 0,
             clause: None,
@@ -214,6 +229,7 @@ impl<'a> Scan<'a> {
             };
             match boundary {
                 Boundary::Unknown => return None,
+                Boundary::Sentence(end) if self.one_piece => self.clause = Some(after(&self, end)),
                 Boundary::Sentence(end) => return Some(after(&self, end)),
                 Boundary::Clause(end) => {
                     if self.first && self.words >= FIRST_CLAUSE_WORDS {

@@ -27,11 +27,11 @@ impl Sample {
 }
 
 macro_rules! records {
-    ($($record:ident: $small:expr, $full:expr;)+) => {
-        /// Each record small and full, in the order of [`RECORDS`].
+    ($($record:ident: $($sample:expr),+;)+) => {
+        /// Each record small, full and with what later versions appended, in the order of [`RECORDS`].
         pub fn samples() -> Vec<Sample> {
             let mut all = Vec::new();
-            $(for record in [$small, $full] {
+            $(for record in [$($sample),+] {
                 all.push(Sample {
                     kind: $record::KIND,
                     name: $record::NAME,
@@ -116,7 +116,8 @@ records! {
             text: "Grüße. It is 3.14.".into(), speed_percent: 120,
             extra: r#"{"noise":0.6}"#.into(), session: 0x0123_4567_89ab_cdef, from: 7,
             grant_ms: 10_000, ..speak_request()
-        };
+        },
+        SpeakRequest { one_piece: Appended(true), ..speak_request() };
     Grant: Grant { until_ms: 0, played_ms: 0 }, Grant { until_ms: 70_000, played_ms: 60_000 };
     SpeechAccepted: SpeechAccepted {
             engine: 0, voice: String::new(), same_voice: false, pre_skip: 0,
@@ -160,6 +161,7 @@ fn speak_request() -> SpeakRequest {
         session: 0,
         from: 0,
         grant_ms: 0,
+        one_piece: Appended(false),
     }
 }
 

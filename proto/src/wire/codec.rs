@@ -14,6 +14,9 @@
 
 use crate::limits;
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use bincode::de::Decoder;
+use bincode::enc::Encoder;
+use bincode::error::{DecodeError as Undecoded, EncodeError as Unencoded};
 use bincode::{Decode, Encode};
 
 /// The bytes of a record's header: kind and length.
@@ -53,6 +56,32 @@ pub trait Record: Encode + Decode<()> {
     /// The size class.
     const CLASS: Class = Class::Small;
 }
+
+/// A yes or no that a later version appended as a record's last field: one byte 1 if it is set,
+/// else nothing, so that a record without it is what it was, and an older peer's means no.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Appended(pub bool);
+
+impl Encode for Appended {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), Unencoded> {
+        match self.0 {
+            true => 1u8.encode(encoder),
+            false => Ok(()),
+        }
+    }
+}
+
+impl<C> Decode<C> for Appended {
+    fn decode<D: Decoder<Context = C>>(decoder: &mut D) -> Result<Self, Undecoded> {
+        match u8::decode(decoder) {
+            Ok(byte) => Ok(Appended(byte == 1)),
+            Err(Undecoded::UnexpectedEnd { .. }) => Ok(Appended(false)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+bincode::impl_borrow_decode!(Appended);
 
 /// Why bytes were not a record. The stream they came from is closed; nothing was applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -14,7 +14,7 @@ mod stream;
 mod transcribe;
 mod warm;
 
-pub use codec::{Class, DecodeError, Record};
+pub use codec::{Appended, Class, DecodeError, Record};
 pub use drill::{Drill, DrillStarted, Fault};
 pub use error::{ErrorCode, WireError};
 pub use generate::{

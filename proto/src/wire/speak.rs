@@ -5,11 +5,13 @@
 //! where another stopped. Each chunk is announced by a [`SpokenMark`] and is an Opus stream of
 //! its own: it begins with a fresh encoder, whose delay is `pre_skip`, and its last packet is
 //! filled up. A chunk that was received whole can be kept whatever becomes of the next, and any
-//! agent's next one decodes behind it.
+//! agent's next one decodes behind it. A text that its caller has cut already, as a conversation
+//! does, goes to the engine as it is ([`SpeakRequest::one_piece`]): an agent that does not know
+//! that yet cuts it as any other.
 //!
 //! A packet carries no timestamp: packet `k` of a chunk begins at sample `480 k - pre_skip` of it.
 
-use super::codec::{Class, DecodeError, Record, body};
+use super::codec::{Appended, Class, DecodeError, Record, body};
 use super::error::{ErrorCode, WireError};
 use super::generate::{Draining, Progress};
 use crate::limits::{MAX_NAME, MAX_SPEECH_EXTRA, MAX_SPEECH_TEXT};
@@ -38,6 +40,8 @@ pub struct SpeakRequest {
     pub from: u32,
     /// The lead to begin with; see [`Grant::until_ms`].
     pub grant_ms: u32,
+    /// The text is one piece: it is cut only where it exceeds [`crate::limits::MAX_SPOKEN_CHUNK`].
+    pub one_piece: Appended,
 }
 
 impl SpeakRequest {

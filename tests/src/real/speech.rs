@@ -77,6 +77,16 @@ pub async fn piper() -> &'static SpeechEngine {
         .await
 }
 
+/// Piper as it speaks by itself, on `port`: each time another draw of melody and pace.
+///
+/// # Panics
+/// If it cannot be installed or does not run.
+pub async fn natural_piper(port: u16) -> RunningEngine {
+    let entry = piper().await.entry("piper", port, &[]);
+    let running = RunningEngine::of(&entry).await;
+    running.unwrap_or_else(|error| panic!("natural Piper: {error}"))
+}
+
 /// Whisper, as the starter installs it.
 pub async fn whisper() -> &'static SpeechEngine {
     static WHISPER: OnceCell<SpeechEngine> = OnceCell::const_new();

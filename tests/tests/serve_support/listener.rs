@@ -7,7 +7,8 @@ use unamesh_client::audio::opus::{Decoder, Profile};
 use unamesh_client::audio::pcm::to_s16;
 use unamesh_proto::speech::speak::{PACKET, SAMPLES_PER_MS};
 use unamesh_proto::wire::{
-    Grant, SpeakFrame, SpeakRequest, SpeechAccepted, SpeechDone, SpokenMark, StreamKind, WireError,
+    Appended, Grant, SpeakFrame, SpeakRequest, SpeechAccepted, SpeechDone, SpokenMark, StreamKind,
+    WireError,
 };
 
 /// Asks for `text` with all the lead that it can take.
@@ -23,6 +24,7 @@ pub fn say(text: &str) -> SpeakRequest {
         session: 0,
         from: 0,
         grant_ms: u32::MAX,
+        one_piece: Appended(false),
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod agents;
 pub mod hearer;
 pub mod listener;
 pub mod mouth;

@@ -49,7 +49,7 @@ impl Service {
     ) -> Result<Speaking, WireError> {
         self.refuse_if_leaving()?;
         request.check()?;
-        let Some(chunks) = Chunks::from(&request.text, request.from) else {
+        let Some(chunks) = Chunks::of(&request) else {
             let message = format!("no piece of the text begins at character {}", request.from);
             return Err(WireError::new(ErrorCode::Invalid, message).field("from"));
         };

@@ -46,6 +46,8 @@ impl Conversation {
             say.voice.clone_from(voice);
         }
         (say.text, say.session) = (text, self.config.session);
+        // The turn has cut the answer already.
+        say.one_piece = true;
         Some(say)
     }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use unamesh_proto::speech::text::Splitter;
+use unamesh_proto::wire::SpeakRequest;
 
 /// A piece of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,9 +22,17 @@ pub(in super::super) struct Chunks {
 }
 
 impl Chunks {
-    /// The pieces of `text` from the one that begins with character `from`. `None` if none does.
-    pub fn from(text: &str, from: u32) -> Option<Self> {
-        let mut splitter = Splitter::new();
+    /// The pieces of the text of `request` from the one that begins with its character `from`.
+    /// `None` if none does.
+    pub fn of(request: &SpeakRequest) -> Option<Self> {
+        let splitter = match request.one_piece.0 {
+            true => Splitter::of_one_piece(),
+            false => Splitter::new(),
+        };
+        Self::from(splitter, &request.text, request.from)
+    }
+
+    fn from(mut splitter: Splitter, text: &str, from: u32) -> Option<Self> {
         splitter.push(text);
         let mut first = cut(&mut splitter);
         while let Some(chunk) = &first
@@ -63,7 +72,11 @@ mod tests {
     const TEXT: &str = "Hello there, dear friend. It is 3.14 o'clock, Dr. Who! Bye. 🎉🎉";
 
     fn ranges(from: u32) -> Option<Vec<Range<u32>>> {
-        Some(Chunks::from(TEXT, from)?.map(|c| c.range).collect())
+        Some(
+            Chunks::from(Splitter::new(), TEXT, from)?
+                .map(|c| c.range)
+                .collect(),
+        )
     }
 
     #[test]
@@ -80,8 +93,28 @@ mod tests {
     }
 
     #[test]
+    fn one_piece_is_cut_only_where_it_is_too_long() {
+        let spoken = |text, from| {
+            let chunks = Chunks::from(Splitter::of_one_piece(), text, from)?;
+            Some(chunks.map(|c| c.spoken).collect::<Vec<_>>())
+        };
+        let text = "Well then, dear friend, it is **late**. Or so I think, whatever they say!";
+        let said = "Well then, dear friend, it is late. Or so I think, whatever they say!";
+        assert_eq!(spoken(text, 0).unwrap(), [said]);
+        assert_eq!(spoken(text, 24), None, "it has one beginning");
+        let long = text.repeat(9);
+        let pieces = spoken(&long, 0).unwrap();
+        assert!(pieces.len() > 1, "{pieces:?}");
+        let whole = |p: &String| p.ends_with(['.', ',', '!']);
+        assert!(pieces.iter().all(whole), "{pieces:?}");
+    }
+
+    #[test]
     fn what_is_not_spoken_is_a_piece_without_words() {
-        let spoken = |text| Chunks::from(text, 0).unwrap().map(|c| c.spoken);
+        let spoken = |text| {
+            let chunks = Chunks::from(Splitter::new(), text, 0);
+            chunks.unwrap().map(|c| c.spoken)
+        };
         assert_eq!(spoken("🎉 — 🎉").collect::<Vec<_>>(), [""]);
         assert_eq!(spoken("").next(), None);
         assert_eq!(spoken(TEXT).last().as_deref(), Some(""));
