@@ -106,7 +106,7 @@ async fn with(faults: Faults<'_>) -> (Vec<u64>, Told) {
         partials: true,
         ..Hear::default()
     });
-    let mut told = transcribe(&mut hearing, |frame| {
+    let told = transcribe(&mut hearing, |frame| {
         for (agent, _, fault) in faults.iter().filter(|(_, at, _)| *at == frame) {
             match fault {
                 Killed => agents.kill(*agent),
@@ -117,8 +117,6 @@ async fn with(faults: Faults<'_>) -> (Vec<u64>, Told) {
     .await;
     drop(hearing);
     agents.shutdown().await;
-    // The samples of all calls differ with what was guessed about; the text must not.
-    told.text = told.text.trim().to_owned();
     (ears.iter().map(|ear| ear.seen().asked).collect(), told)
 }
 
@@ -141,7 +139,8 @@ async fn no_loss_of_a_listener_changes_the_transcript() {
         let (asked, told) = with(faults).await;
         println!("{faults:?}: {} changes, asked {asked:?}", told.changes);
         assert_eq!(told.text, undisturbed.text, "{faults:?}");
-        assert_eq!(told.changes, faults.len(), "{faults:?}: {told:?}");
-        assert_eq!(asked[2] > 0, faults.len() > 1, "{faults:?}: {asked:?}");
+        // Who was lost before it took the utterance is no change.
+        assert!(told.changes <= faults.len(), "{faults:?}: {told:?}");
+        assert!(asked[faults.len()] > 0, "{faults:?}: {asked:?}");
     }
 }
