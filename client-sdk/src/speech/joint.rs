@@ -71,15 +71,23 @@ pub(super) fn find(old: &[f32], skipped: usize, free: usize, new: &[f32]) -> Pla
     let before = old.len().saturating_sub(TAIL);
     let tail = &old[before..];
     let path = course::align(tail, skipped + before, new);
+    // What an alignment of sounds that have nothing in common may stray.
+    let most = 2 * reach(skipped + old.len());
+    let astray = |old: usize, new: usize| new.abs_diff(skipped + before + old) > most;
     let end = match path.last() {
-        Some(last) => last.new + HOP + tail.len() % HOP,
-        None => skipped + old.len(),
+        Some(last) if !astray(last.old, last.new) => last.new + HOP + tail.len() % HOP,
+        _ => skipped + old.len(),
     };
     let end = end.min(new.len());
     if let Some(place) = wave::same(old, new, end) {
         return place;
     }
-    let (at, partner) = gap(&path, free.saturating_sub(before)).unwrap_or((tail.len(), end));
+    let may = |step: &Step| {
+        step.old >= free.saturating_sub(before) + FADE
+            && step.new >= FADE
+            && !astray(step.old, step.new)
+    };
+    let (at, partner) = gap(&path, may).unwrap_or((tail.len(), end));
     let at = before + at;
     let (new, alike) = wave::nudge(&old[..at], new, partner);
     Place {
@@ -89,8 +97,8 @@ pub(super) fn find(old: &[f32], skipped: usize, free: usize, new: &[f32]) -> Pla
     }
 }
 
-/// The best instant at or behind `free` to go from one to the other, and its partner.
-fn gap(path: &[Step], free: usize) -> Option<(usize, usize)> {
+/// The best instant of those that `may` be taken to go from one to the other, and its partner.
+fn gap(path: &[Step], may: impl Fn(&Step) -> bool) -> Option<(usize, usize)> {
     let mean = |at: usize, hops: usize, value: fn(&Step) -> f32| -> f32 {
         let around = &path[at.saturating_sub(hops)..(at + hops + 1).min(path.len())];
         around.iter().map(value).sum::<f32>() / around.len() as f32
@@ -102,7 +110,7 @@ fn gap(path: &[Step], free: usize) -> Option<(usize, usize)> {
         apart + QUIET * loud + UNSURE * (1.0 - sure)
     };
     (0..path.len())
-        .filter(|at| path[*at].old >= free + FADE && path[*at].new >= FADE)
+        .filter(|at| may(&path[*at]))
         .map(|at| (heard(at), &path[at]))
         .min_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, step)| (step.old, step.new))
