@@ -139,7 +139,7 @@ async fn no_loss_of_a_listener_changes_the_transcript() {
         let (asked, told) = with(faults).await;
         println!("{faults:?}: {} changes, asked {asked:?}", told.changes);
         assert_eq!(told.text, undisturbed.text, "{faults:?}");
-        // Who was lost before it took the utterance is no change.
+        // Who had told nothing yet when it was lost is no change to the caller.
         assert!(told.changes <= faults.len(), "{faults:?}: {told:?}");
         assert!(asked[faults.len()] > 0, "{faults:?}: {asked:?}");
     }
