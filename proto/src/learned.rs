@@ -80,9 +80,9 @@ mod tests {
         for _ in 0..40 {
             let mut observed = Observed {
                 prompt_tokens: 2000,
-                first: Some(ms(4000)),
                 ..Observed::default()
             };
+            observed.first.record(ms(4000));
             (0..10).for_each(|_| observed.gaps.record(ms(30)));
             stalls.learn(node(1), "m", &observed, Mono::ZERO);
             silence.observe(ms(20));

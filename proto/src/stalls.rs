@@ -156,8 +156,9 @@ pub struct LearnedModel {
 pub struct Observed {
     /// Of the prompt, a replayed prefix included.
     pub prompt_tokens: u32,
-    /// The longest wait before the first token; `None` if that says nothing of the engine.
-    pub first: Option<Duration>,
+    /// The longest wait before the first token, or before the first sound of each piece; none if
+    /// that says nothing of the engine.
+    pub first: Sketch,
     /// Between tokens.
     pub gaps: Sketch,
 }
@@ -221,8 +222,8 @@ impl Stalls {
         });
         learned.age(now);
         let first = learned.first.get_mut(class(observed.prompt_tokens));
-        if let (Some(first), Some(took)) = (first, observed.first) {
-            first.record(took);
+        if let Some(first) = first {
+            first.merge(&observed.first);
             first.shrink_to(FULL_FIRST);
         }
         learned.gaps.merge(&observed.gaps);
@@ -323,9 +324,9 @@ mod tests {
     fn stream(prompt_tokens: u32, first: u64, gaps: impl Iterator<Item = u64>) -> Observed {
         let mut observed = Observed {
             prompt_tokens,
-            first: Some(ms(first)),
             ..Observed::default()
         };
+        observed.first.record(ms(first));
         gaps.for_each(|g| observed.gaps.record(ms(g)));
         observed
     }

@@ -41,6 +41,9 @@ pub const STALL_MIN: Duration = Duration::from_millis(900);
 /// steady it was. Another request's prompt, read in one batch beside it, may hold up the tokens
 /// of a home engine for a third of a second, too seldom to be learned.
 pub const STALL_GAP_MIN: Duration = Duration::from_millis(500);
+/// So long a character of a text sounds about: speech has some fifteen of them a second. From it
+/// is told how long an engine may work on a piece of speech.
+pub const SPOKEN_CHARACTER: Duration = Duration::from_millis(66);
 /// No token although frames come: always by this, unless the engine reports that its load
 /// or its prefill advances.
 pub const STALL_MAX: Duration = Duration::from_secs(20);

@@ -198,7 +198,11 @@ fn what_an_engine_took_is_told_at_the_end() {
         })
         .unwrap();
     assert_eq!(model, "m");
-    assert_eq!(observed.first, Some(Duration::from_millis(120)));
+    let first = observed.first.quantile(1.0, 1).unwrap();
+    assert!(
+        first >= Duration::from_millis(120) && first < Duration::from_millis(132),
+        "{first:?}"
+    );
     assert_eq!(observed.gaps.samples(), 5);
     let longest = observed.gaps.quantile(1.0, 1).unwrap();
     assert!(

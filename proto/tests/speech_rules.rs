@@ -490,8 +490,8 @@ fn the_error_carries_the_best_partial() {
     ear.partial(A, "a long one");
     ear.input(hear::Input::Closed(A, lost()));
     ear.input(hear::Input::Opened(B));
-    ear.accept(B);
-    let shown = ear.partial(B, "short");
+    let mut shown = ear.accept(B);
+    shown.extend(ear.partial(B, "short"));
     let changed = |e: &hear::Effect| {
         matches!(
             e,
@@ -537,4 +537,73 @@ fn a_wrong_request_is_told_at_once() {
         partial: String::new(),
     };
     assert_eq!(effects.last(), Some(&hear::Effect::Emit(failed)));
+}
+
+/// A frozen engine under a living agent: nothing was learned, and its advert says two seconds.
+#[test]
+fn an_engine_of_speech_that_freezes_between_sentences_is_noticed() {
+    let mut slow = speaker(0, true);
+    slow.candidate.expected_ttft = Duration::from_secs(2);
+    let mut bench = Bench::new(speak::Config::new(TEXT), vec![slow, speaker(1, true)]);
+    bench.accept(A, true);
+    bench.mark(A, 0, 9, 0);
+    bench.now = bench.now + Duration::from_millis(300);
+    bench.sounds(A, 0..50);
+    bench.input(speak::Input::Played(50 * PACKET));
+    bench.mark(A, 9, 20, 50 * PACKET);
+    let frozen = bench.now;
+    let hedged = (0..400).find_map(|_| {
+        bench.now = bench.now + Duration::from_millis(50);
+        let progress = SpeakFrame::Progress(Progress {
+            phase: Phase::Prefilling,
+            done: 0,
+            total: 0,
+        });
+        let mut effects = bench.frame(A, progress);
+        effects.extend(bench.input(speak::Input::Wake));
+        let stalls = effects.contains(&speak::Effect::Hedge);
+        stalls.then(|| bench.now.since(frozen))
+    });
+    // Three times the 0.37 s that the first clause's 0.3 s mean for this longer one.
+    let hedged = hedged.unwrap();
+    assert!(
+        hedged > Duration::from_millis(1000) && hedged < Duration::from_millis(1300),
+        "{hedged:?}"
+    );
+}
+
+#[test]
+fn who_listens_on_is_told_once_and_a_beginning_too() {
+    let mut ear = Ear::new(100);
+    ear.input(hear::Input::Opened(A));
+    let mut told = ear.accept(A);
+    let began = |frame| HearFrame::Began(SpeechBegan { frame });
+    told.extend(ear.frame(A, began(10)));
+    told.extend(ear.input(hear::Input::Closed(A, lost())));
+    ear.input(hear::Input::Opened(B));
+    told.extend(ear.accept(B));
+    told.extend(ear.frame(B, began(11)));
+    told.extend(ear.frame(B, began(60)));
+    told.extend(ear.input(hear::Input::End));
+    told.extend(ear.frame(B, transcript(100)));
+    let told: Vec<String> = told
+        .into_iter()
+        .filter_map(|effect| match effect {
+            hear::Effect::Emit(hear::Output::Started { node, .. }) => {
+                Some(format!("started {}", node.0[0]))
+            }
+            hear::Effect::Emit(hear::Output::Began(frame)) => Some(format!("began {frame}")),
+            hear::Effect::Emit(hear::Output::PeerChanged { from, to, .. }) => {
+                Some(format!("{} to {}", from.0[0], to.0[0]))
+            }
+            hear::Effect::Emit(hear::Output::Final { node, .. }) => {
+                Some(format!("final {}", node.0[0]))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        told,
+        ["started 0", "began 10", "0 to 1", "began 60", "final 1"]
+    );
 }

@@ -71,6 +71,12 @@ pub(crate) struct Attempt {
     unseen: bool,
     /// The same once the first token came, if it says something of the engine.
     first: Option<Duration>,
+    /// Of the pieces before this one, where it is asked for piece after piece: the same.
+    pieces: Sketch,
+    /// How long the piece's sound lasts about; zero for text.
+    sound: Duration,
+    /// Of its pieces so far: the longest first wait, and the longest in parts of the sound.
+    shown: Option<(Duration, f32)>,
     /// Between its tokens.
     gaps: Sketch,
 }
@@ -112,6 +118,9 @@ impl Attempt {
             longest: Duration::ZERO,
             unseen: false,
             first: None,
+            pieces: Sketch::default(),
+            sound: Duration::ZERO,
+            shown: None,
             gaps: Sketch::default(),
         }
     }
@@ -175,6 +184,33 @@ impl Attempt {
         }
     }
 
+    /// Its engine is asked for a piece of speech, whose sound lasts about so long: the wait for it
+    /// is a first one again.
+    pub fn asked(&mut self, sound: Duration, now: Mono) {
+        if let Some(wait) = self.first.take() {
+            self.pieces.record(wait);
+            let part = wait.as_secs_f32() / self.sound.as_secs_f32().max(0.1);
+            let (longest, parts) = self.shown.unwrap_or_default();
+            self.shown = Some((longest.max(wait), parts.max(part)));
+        }
+        (self.stage, self.advanced, self.sound) = (Stage::Waiting, now, sound);
+        (self.longest, self.unseen) = (Duration::ZERO, false);
+    }
+
+    /// How long its engine usually takes to a first token or sound, as far as is known: what its
+    /// pieces of this stream took says more than its advert.
+    pub fn expected_first(&self) -> Duration {
+        match self.shown {
+            Some((longest, part)) => longest.max(self.sound.mul_f32(part)),
+            None => self.candidate.expected_ttft,
+        }
+    }
+
+    /// It speaks, piece after piece.
+    pub fn speaks(&self) -> bool {
+        !self.sound.is_zero()
+    }
+
     /// Its next piece came, of so many tokens.
     pub fn token(&mut self, tokens: u32, now: Mono) {
         let (stretch, seen) = self.advance(now);
@@ -206,20 +242,21 @@ impl Attempt {
     /// What it showed of its engine, up to `now`. Of one that is left as stalled the stretch
     /// that runs counts as the bound: how long it would have taken nobody knows.
     pub fn observed(&self, now: Mono) -> Option<Observed> {
-        let (mut first, mut gaps) = (self.first, self.gaps.clone());
+        let (mut first, mut gaps) = (self.pieces.clone(), self.gaps.clone());
+        self.first.into_iter().for_each(|wait| first.record(wait));
         if self.suspect == Some(Reason::Stall) && self.works() {
             let shown = now.since(self.advanced).min(self.stall_bound());
             if self.stage == Stage::Producing {
                 gaps.record(shown);
             } else {
-                first = Some(self.longest.max(shown));
+                first.record(self.longest.max(shown));
             }
         }
         // A reattached stream replays its journal: that is the network's speed.
         if self.cached {
-            first = None;
+            first = Sketch::default();
         }
-        let shown = !self.attach && (first.is_some() || gaps.samples() > 0);
+        let shown = !self.attach && (first.samples() > 0 || gaps.samples() > 0);
         shown.then_some(Observed {
             prompt_tokens: self.prompt_tokens,
             first,

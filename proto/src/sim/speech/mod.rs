@@ -185,7 +185,7 @@ impl Report {
             Note::Learned { silence, .. } => self.patience = self.patience.max(silence.bound()),
             Note::Observed { observed, .. } => {
                 let gap = observed.gaps.quantile(1.0, 1);
-                let shown = [Some(self.slowest), observed.first, gap];
+                let shown = [Some(self.slowest), observed.first.quantile(1.0, 1), gap];
                 self.slowest = shown.into_iter().flatten().max().unwrap_or_default();
             }
             _ => {}

@@ -9,7 +9,7 @@ use crate::limits::{MAX_RESENT_FRAMES, MAX_TRANSCRIPT, MAX_WORDS, TAIL_FRAMES};
 use crate::rank::Candidate;
 use crate::session::{AttemptId, Reason};
 use crate::time::Mono;
-use crate::timeouts::AUDIO_FRAME;
+use crate::timeouts::{AUDIO_FRAME, SPECULATE};
 use crate::wire::{HearFrame, Missing, Phase, Transcript, WireError};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -36,6 +36,8 @@ pub struct Hear {
     complete: bool,
     /// The frame in which somebody began to speak, where an agent listens for that.
     began: Option<u32>,
+    /// The one in which somebody began last, as the caller was told.
+    told: Option<u32>,
     /// The latest of each attempt that runs.
     partials: BTreeMap<AttemptId, String>,
     /// The longest of those that are gone.
@@ -52,6 +54,7 @@ impl Hear {
             config,
             complete: false,
             began: None,
+            told: None,
             partials: BTreeMap::new(),
             lost: String::new(),
             ended: false,
@@ -211,7 +214,10 @@ impl Hear {
                 let (node, why) = (m.base.node(), m.base.candidate.reason.clone());
                 // What was said to one that is lost is worth waiting for another.
                 if !std::mem::replace(&mut self.crew.begun, true) {
+                    self.crew.current = Some(id);
                     self.emit(Output::Started { node, why });
+                } else if self.crew.current.is_none() {
+                    self.take_over(id);
                 }
             }
             HearFrame::Progress(p) => {
@@ -229,8 +235,7 @@ impl Hear {
             }
             HearFrame::Began(began) => {
                 if self.leads(id) {
-                    self.began.get_or_insert(began.frame);
-                    self.emit(Output::Began(began.frame));
+                    self.began(began.frame);
                 }
             }
             HearFrame::Silence(silence) => {
@@ -243,6 +248,17 @@ impl Hear {
             HearFrame::Final(transcript) => self.transcribed(id, transcript),
             HearFrame::Draining(_) => self.crew.leaving(id),
             HearFrame::Error(error) => self.refused(id, error),
+        }
+    }
+
+    /// Somebody began to speak. A backup that is told all anew hears what was heard before, if not
+    /// in the very same frame; what begins anew does so behind a pause.
+    fn began(&mut self, frame: u32) {
+        self.began.get_or_insert(frame);
+        let pause = u32::try_from(SPECULATE.as_millis() / AUDIO_FRAME.as_millis()).unwrap_or(0);
+        if self.told.is_none_or(|told| frame > told + pause) {
+            self.told = Some(frame);
+            self.emit(Output::Began(frame));
         }
     }
 

@@ -6,10 +6,9 @@ use super::stream::{Piece, Stream};
 use super::timeline::Timeline;
 use super::{Config, Effect, Input, Output, SAMPLES_PER_MS, Speaker, duration, millis, samples};
 use crate::ids::NodeId;
-use crate::session::attempt::Stage;
 use crate::session::{AttemptId, Reason};
 use crate::time::Mono;
-use crate::timeouts::GRANT_STEP;
+use crate::timeouts::{GRANT_STEP, SPOKEN_CHARACTER};
 use crate::wire::{ErrorCode, Grant, SpeakFrame, SpeechAccepted, WireError};
 use std::time::Duration;
 
@@ -196,7 +195,7 @@ impl Speak {
             SpeakFrame::Error(error) => return self.crew.refused(id, error),
             SpeakFrame::Mark(mark) => {
                 // The engine is asked anew: what is known of first sounds bounds this one too.
-                (base.stage, base.advanced) = (Stage::Waiting, now);
+                base.asked(SPOKEN_CHARACTER * mark.to.saturating_sub(mark.from), now);
                 work.mark(mark)
             }
             SpeakFrame::Sound(sound) => {
