@@ -200,6 +200,9 @@ pub const SPEECH_LEAD_MIN: Duration = Duration::from_millis(200);
 /// The lead is granted anew in steps of at least this (half of a shorter lead), so that few
 /// records carry it.
 pub const GRANT_STEP: Duration = Duration::from_millis(500);
+/// How much sound a speaking agent has at most before the first of it goes to a listener far away:
+/// with so much at once no lost packet is heard at the beginning, when there is no lead yet.
+pub const SPEECH_START: Duration = Duration::from_millis(300);
 /// Sound this close to the ear counts as played: the device may hold it already.
 pub const PLAYOUT: Duration = Duration::from_millis(60);
 /// After so much silence the recognizer says what it has, and the language model begins with it:

@@ -37,6 +37,8 @@ use unamesh_tests::measure::{Samples, in_real_time, setting};
 
 /// Texts at once: the bar, or what an unoptimized program can do.
 const STREAMS: u64 = if cfg!(debug_assertions) { 12 } else { 100 };
+/// Sound that is here before it is played.
+const PREBUFFER: Duration = Duration::from_millis(80);
 /// Barge-ins, each of which is held to the bar.
 const BARGE_INS: usize = 20;
 
@@ -102,7 +104,7 @@ async fn play(connection: &quinn::Connection, text: &str) -> (Duration, Player) 
         ..say(text)
     };
     let mut listener = Listener::open(connection, &request).await;
-    let (mut first, mut player) = (None, Player::default());
+    let (mut first, mut player) = (None, Player::behind(PREBUFFER));
     loop {
         let here = listener.pcm.len();
         match listener.next().await {

@@ -183,7 +183,7 @@ async fn speak(
     reader: RecordReader,
 ) {
     let speaking = match service.admit_speech(Arc::new(request)) {
-        Ok(speaking) => speaking.for_another(),
+        Ok(speaking) => speaking.for_another(guest.line.connection.rtt()),
         Err(error) => return reply(&service, send, &error).await,
     };
     let client = talking(&service, guest, send);

@@ -10,6 +10,7 @@ use std::f64::consts::TAU;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use unamesh_agent::engine::speech::{SpeechCall, SpeechEvent, SpeechStream, Voice};
 use unamesh_agent::engine::{Engine, EngineError, EngineInfo, EngineStream};
 use unamesh_proto::wire::{
@@ -129,6 +130,7 @@ struct Shared {
     script: Mutex<VoiceScript>,
     seen: watch::Sender<VoiceSeen>,
     calls: Mutex<Vec<SpeechCall>>,
+    handed: Mutex<Vec<(usize, Instant)>>,
 }
 
 impl VoiceDouble {
@@ -140,6 +142,7 @@ impl VoiceDouble {
                 script: Mutex::new(script),
                 seen: watch::Sender::default(),
                 calls: Mutex::default(),
+                handed: Mutex::default(),
             }),
         }
     }
@@ -167,6 +170,12 @@ impl VoiceDouble {
     /// What it was asked to speak, oldest first.
     pub fn calls(&self) -> Vec<SpeechCall> {
         lock(&self.shared.calls).clone()
+    }
+
+    /// When it handed over each piece of sound, and its samples with those before it; of streams
+    /// one after another.
+    pub fn handed(&self) -> Vec<(usize, Instant)> {
+        lock(&self.shared.handed).clone()
     }
 
     /// The sound at 24 kHz of all that it was asked to speak.
@@ -275,7 +284,7 @@ struct Run {
     pcm: Vec<i16>,
     at: usize,
     told: bool,
-    began: Option<tokio::time::Instant>,
+    began: Option<Instant>,
     over: bool,
 }
 
@@ -332,7 +341,7 @@ impl Run {
         if self.began.is_none() {
             tokio::time::sleep(self.script.first_delay).await;
         }
-        let began = *self.began.get_or_insert_with(tokio::time::Instant::now);
+        let began = *self.began.get_or_insert_with(Instant::now);
         if let Some(speed) = self.script.speed {
             // The first piece is there at once, each other when it would be made.
             let made = Duration::from_secs_f64(self.at as f64 / rate / speed);
@@ -340,6 +349,9 @@ impl Run {
         }
         let piece = self.pcm[self.at..end].to_vec();
         self.at = end;
+        let mut handed = lock(&self.running.shared.handed);
+        let before = handed.last().map_or(0, |(samples, _)| *samples);
+        handed.push((before + piece.len(), Instant::now()));
         piece
     }
 

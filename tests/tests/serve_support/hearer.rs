@@ -1,22 +1,16 @@
 //! An agent that hears, with one engine double, and the ways to it.
 
 use super::mouth::Mouth;
-use super::peers::{peer, table, transport};
+use super::peers::Client;
 use super::{Mesh, PATIENCE, Server};
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use unamesh_agent::engine::Engine;
 use unamesh_agent::serve::ServeConfig;
-use unamesh_client::pool::QuicTransport;
 use unamesh_client::transport::{LinkError, Transport};
-use unamesh_proto::table::Snapshot;
 use unamesh_proto::wire::{HearFrame, HearRequest, Role, WireError};
+use unamesh_tests::doubles::EarDouble;
 use unamesh_tests::doubles::ear_double::EarScript;
-use unamesh_tests::doubles::{EarDouble, PathDouble};
 use unamesh_tests::impair::Impairment;
 
 /// An agent with one engine, and the way to it.
@@ -24,20 +18,6 @@ pub struct Home {
     pub server: Server,
     pub ear: EarDouble,
     pub mesh: Mesh,
-}
-
-/// A client and its path.
-pub struct Client {
-    pub transport: Arc<QuicTransport>,
-    pub path: PathDouble,
-    pub stop: CancellationToken,
-    _table: watch::Sender<Arc<Snapshot>>,
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
 }
 
 impl Home {
@@ -65,16 +45,7 @@ impl Home {
     }
 
     pub async fn client(&self, impairment: Impairment, seed: u64) -> Client {
-        let path = PathDouble::with(self.server.addr, impairment, seed).await;
-        let peers = vec![peer(&self.server, &[path.addr], Duration::from_millis(1))];
-        let table = watch::Sender::new(table(peers));
-        let stop = CancellationToken::new();
-        Client {
-            transport: transport(&self.mesh, &table, &TaskTracker::new(), &stop),
-            path,
-            stop,
-            _table: table,
-        }
+        Client::new(&self.mesh, &self.server, impairment, seed).await
     }
 
     pub async fn open(&self, client: &Client, request: HearRequest) -> Mouth {

@@ -36,6 +36,8 @@ pub struct Mouth {
     began: Instant,
     /// What was told and when, without progress.
     pub heard: Vec<(Duration, HearFrame)>,
+    /// When each frame was said.
+    pub said: Vec<Instant>,
     /// Frames that were asked for.
     pub missing: u32,
     pub progress: Vec<Progress>,
@@ -56,6 +58,7 @@ impl Mouth {
             accepted: false,
             began: Instant::now(),
             heard: Vec::new(),
+            said: Vec::new(),
             missing: 0,
             progress: Vec::new(),
             lose: |_| false,
@@ -74,6 +77,7 @@ impl Mouth {
         let mut datagram = Vec::new();
         for packet in packets {
             let frame = self.sent.push(&packet).unwrap();
+            self.said.push(Instant::now());
             if !self.accepted {
                 self.link.sound(frame, &packet);
             } else if !(self.lose)(frame) {

@@ -7,10 +7,13 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use unamesh_client::client::MeshClient;
 use unamesh_client::clock;
 use unamesh_client::pool::{Pool, QuicTransport};
 use unamesh_proto::table::{Liveness, Path, Peer, Snapshot};
 use unamesh_proto::wire::{Addr, Advert, Hardware, NodeState, PathKind, Role};
+use unamesh_tests::doubles::PathDouble;
+use unamesh_tests::impair::Impairment;
 
 /// `server` in a peer table, reached by `addrs`.
 pub fn peer(server: &Server, addrs: &[SocketAddr], rtt: Duration) -> Arc<Peer> {
@@ -76,4 +79,39 @@ pub fn transport(
         stop.clone(),
     );
     Arc::new(QuicTransport(pool))
+}
+
+/// A client and its path to one server.
+pub struct Client {
+    pub transport: Arc<QuicTransport>,
+    pub path: PathDouble,
+    table: watch::Sender<Arc<Snapshot>>,
+    stop: CancellationToken,
+}
+
+impl Client {
+    /// A new member, whose path to `server` is impaired both ways with the luck of `seed`.
+    pub async fn new(mesh: &Mesh, server: &Server, impairment: Impairment, seed: u64) -> Self {
+        let path = PathDouble::with(server.addr, impairment, seed).await;
+        let peers = vec![peer(server, &[path.addr], Duration::from_millis(1))];
+        let table = watch::Sender::new(table(peers));
+        let stop = CancellationToken::new();
+        Client {
+            transport: transport(mesh, &table, &TaskTracker::new(), &stop),
+            path,
+            table,
+            stop,
+        }
+    }
+
+    /// What an application uses.
+    pub fn mesh(&self) -> MeshClient {
+        MeshClient::over(self.table.subscribe(), self.transport.clone())
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
 }

@@ -1,4 +1,4 @@
-//! What plays speech on a real clock, as a sound card does: it begins once [`PREBUFFER`] of sound
+//! What plays speech on a real clock, as a sound card does: it begins once its prebuffer of sound
 //! is here, plays on without waiting, and has run dry where a sample is here later than its turn.
 //! Then it waits for as much again.
 
@@ -7,12 +7,10 @@ use tokio::time::Instant;
 use unamesh_client::audio::opus::Profile;
 use unamesh_client::audio::pcm;
 
-/// Sound that is here before it is played.
-pub const PREBUFFER: Duration = Duration::from_millis(80);
-
 /// See the module's documentation. Times are those at which it is told of sound.
-#[derive(Default)]
+#[derive(Clone)]
 pub struct Player {
+    prebuffer: Duration,
     /// When the first sample was played, if it had played on ever since.
     began: Option<Instant>,
     /// Samples that came, and those of them before the last gap.
@@ -25,6 +23,18 @@ pub struct Player {
 }
 
 impl Player {
+    /// One that begins with so much sound.
+    pub fn behind(prebuffer: Duration) -> Self {
+        Player {
+            prebuffer,
+            began: None,
+            here: 0,
+            played: 0,
+            gaps: 0,
+            dry: Duration::ZERO,
+        }
+    }
+
     /// So many samples more are here.
     pub fn sound(&mut self, samples: usize) {
         let now = Instant::now();
@@ -37,7 +47,7 @@ impl Player {
             (self.began, self.played) = (None, self.here);
         }
         self.here += samples as u64;
-        if self.began.is_none() && long(self.here - self.played) >= PREBUFFER {
+        if self.began.is_none() && long(self.here - self.played) >= self.prebuffer {
             self.began = Some(now - long(self.played));
         }
     }
@@ -46,7 +56,12 @@ impl Player {
     pub fn wants(&self) -> Instant {
         let now = Instant::now();
         self.began
-            .map_or(now, |began| began + long(self.here) - PREBUFFER)
+            .map_or(now, |began| began + long(self.here) - self.prebuffer)
+    }
+
+    /// When it plays this sample, once it has begun.
+    pub fn plays(&self, sample: u64) -> Option<Instant> {
+        self.began.map(|began| began + long(sample))
     }
 
     /// Samples that came.

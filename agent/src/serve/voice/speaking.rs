@@ -18,6 +18,9 @@
 //! whole chunk is ready already of which nothing may go. So what is made in vain at a barge-in,
 //! and what is held here, is the rest of one chunk and another one, as packets.
 //!
+//! **The first sound** waits until there is a little more of it where the listener is far away
+//! ([`start`]).
+//!
 //! **The seat** is that of a chunk. Whoever has enough to play leaves the engine to others; for
 //! its next chunk it is seated before all who have not begun.
 //!
@@ -31,6 +34,7 @@
 mod chunks;
 mod engine;
 mod meter;
+mod start;
 mod track;
 
 pub(super) use chunks::Chunks;
@@ -44,8 +48,10 @@ use super::super::service::Active;
 use super::stream::Served;
 use crate::engine::registry::PickedSpeech;
 use engine::{Stage, failure};
+use start::Start;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::time::Instant;
 use track::Track;
 use unamesh_client::transport::{LinkError, SpeakLink};
@@ -74,6 +80,7 @@ pub(in super::super) struct Speaking {
     cold: bool,
     /// Packets that begin before this sample of the stream may go.
     granted: u64,
+    start: Start,
     /// Since when the listener has had all that was granted.
     held: Option<Instant>,
     quiet: Quiet,
@@ -110,6 +117,7 @@ impl Speaking {
             stage: Stage::Between,
             seat: Some(seat),
             begun: false,
+            start: Start::default(),
             held: None,
             quiet: Quiet::new(),
             hang: Hang::default(),
@@ -117,9 +125,10 @@ impl Speaking {
         })
     }
 
-    /// It is asked by another member.
-    pub fn for_another(mut self) -> Self {
+    /// It is asked by another member, a round trip of `rtt` away.
+    pub fn for_another(mut self, rtt: Duration) -> Self {
         self.hang = Hang::of(self.service.drills());
+        self.start = Start::over(rtt);
         self
     }
 
@@ -150,7 +159,10 @@ impl Speaking {
         }
         let hung = self.poll_hung(cx).is_pending();
         for _ in 0..BURST {
-            if !hung && let Some(frame) = self.track.pop(self.granted) {
+            if !hung
+                && self.poll_start(cx).is_ready()
+                && let Some(frame) = self.track.pop(self.granted)
+            {
                 return Poll::Ready(frame);
             }
             // An agent that stops asks no engine any more.
@@ -165,6 +177,15 @@ impl Speaking {
         }
         cx.waker().wake_by_ref();
         self.poll_aside(cx)
+    }
+
+    /// Ready once the first sound may go: there is enough of it, or there will be no more of its
+    /// chunk.
+    fn poll_start(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.track.is_first() || matches!(self.stage, Stage::Ending) {
+            return Poll::Ready(());
+        }
+        self.start.poll(self.track.made(), self.granted, cx)
     }
 
     /// What goes out while there is no sound that may.

@@ -63,6 +63,12 @@ impl Track {
         self.at == 0
     }
 
+    /// Samples in all packets so far.
+    pub fn made(&self) -> u64 {
+        let coded = u64::from(self.encoder.length().frames) * PACKET;
+        self.at + coded.saturating_sub(self.encoder.pre_skip() as u64)
+    }
+
     /// Packets that went.
     pub fn sent(&self) -> u32 {
         self.sent
