@@ -482,3 +482,17 @@ fn what_a_recognizer_said_before_the_pause_is_a_guess_too() {
     let effects = talk.input(Input::Hear(1, Heard::Silence(ms(180))));
     assert_eq!(effects, []);
 }
+
+/// Whoever says that an utterance is over waits for what came of it.
+#[test]
+fn the_end_of_no_sound_is_nothing_heard() {
+    let mut talk = Talk::new(Config {
+        agent_ends: false,
+        ..Config::default()
+    });
+    let nothing = [Effect::Emit(Output::NothingHeard)];
+    assert_eq!(talk.input(Input::EndUtterance), nothing);
+    assert_eq!(talk.mic(20).len(), 1);
+    assert_eq!(talk.input(Input::EndUtterance), [Effect::EndHearing(1)]);
+    assert_eq!(talk.input(Input::EndUtterance), [], "it is under way");
+}

@@ -100,6 +100,7 @@ async fn without_an_engine_the_error_says_how_to_begin() {
     for (args, wanted) in [
         (&["say", "Hello."][..], "wyoming_piper"),
         (&["transcribe", "q.wav"], "wyoming_faster_whisper"),
+        (&["talk", "q.wav", "--model", "m"], "wyoming_piper"),
         (&["voices"], "no machine of the mesh has a voice"),
     ] {
         std::fs::write(file(desk, "q.wav"), question()).unwrap();
@@ -184,6 +185,37 @@ async fn a_text_is_said_into_every_kind_of_output() {
     );
     assert!(stderr.contains(" voices"), "{stderr}");
     assert!(!file(desk, "c.wav").exists());
+    let args = [
+        "say",
+        "Hello.",
+        "--voice",
+        "nobody",
+        "--any-voice",
+        "-o",
+        "e.wav",
+    ];
+    let output = run(desk, &args).await;
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(
+        stderr.contains("nobody has the voice nobody: hum speaks"),
+        "{stderr}"
+    );
+
+    // Samples without a header: what they are is told, and is what `transcribe --raw` takes.
+    let output = run(desk, &["say", "Hello.", "-o", "a.pcm"]).await;
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("raw, 24000 Hz mono s16le"), "{stderr}");
+    // What has no words is an error before anybody is asked.
+    for silent in ["...", "\u{1f389}\u{1f389}", "```", ""] {
+        let output = run(desk, &["say", silent, "-o", "d.wav"]).await;
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{silent:?}: {stderr}");
+        assert!(stderr.contains("nothing to say"), "{silent:?}: {stderr}");
+        assert!(!stderr.contains("standard input"), "{silent:?}: {stderr}");
+    }
+    let output = run(desk, &["voices", "zzz", "--json"]).await;
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[tokio::test]
@@ -229,6 +261,43 @@ async fn speech_goes_on_when_its_machine_is_killed() {
     let said = f64::from(samples) * 0.02;
     let expected = length(TEXT).as_secs_f64();
     assert!((said - expected).abs() < 0.5, "{said} s of {expected} s");
+}
+
+/// What was said until then is a good file, and the error says where it is.
+#[tokio::test]
+async fn what_was_said_before_the_agent_died_is_told() {
+    let script = SpeechScript {
+        pace: 2.0,
+        ..SpeechScript::default()
+    };
+    let server = SpeechServer::start(script).await;
+    let mut cluster = Cluster::start(vec![speaker("desk", &server)]).await;
+    hears_of_voices(&cluster.agents[0], 1).await;
+    let desk = &cluster.agents[0];
+    let mut saying = command(desk, &["say", TEXT, "-o", "half.wav"]);
+    let saying = saying.spawn().unwrap();
+    let path = file(desk, "half.wav");
+    until(
+        "the file begins",
+        PATIENCE,
+        async || match std::fs::metadata(&path).map_or(0, |m| m.len()) {
+            0..8_192 => Err("no sound".to_owned()),
+            _ => Ok(()),
+        },
+    )
+    .await;
+    cluster.agents[0].kill().await;
+    let output = timeout(PATIENCE, saying.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("the first ") && stderr.contains("half.wav"),
+        "{stderr}"
+    );
+    assert!(seconds(&path) > 0.1);
 }
 
 #[tokio::test]

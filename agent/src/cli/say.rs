@@ -6,7 +6,7 @@ use super::context::Context;
 use super::error::CliError;
 use super::live::Live;
 use super::mesh::Mesh;
-use super::output::{DIM, printable};
+use super::output::{DIM, WARN, printable};
 use super::sound::device::Speaker;
 use super::sound::output::{Output, free_name};
 use super::sound::spoken;
@@ -18,6 +18,7 @@ use std::io::{IsTerminal, Read as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use unamesh_proto::limits;
+use unamesh_proto::speech::text::is_spoken;
 
 pub(super) async fn run(context: &Context, args: SayArgs) -> Result<(), CliError> {
     let text = text(&args)?;
@@ -37,6 +38,8 @@ pub(super) async fn run(context: &Context, args: SayArgs) -> Result<(), CliError
     );
     let mut saying = Saying {
         context,
+        args: &args,
+        voices: Value::Null,
         sink: Sink::of(context, &args)?,
         live: Live::new(context.out),
         asked: Instant::now(),
@@ -54,19 +57,21 @@ pub(super) async fn run(context: &Context, args: SayArgs) -> Result<(), CliError
     let written = saying.sink.finish().await;
     let ended = said.and(written);
     saying.tell(ended.is_ok())?;
-    ended
+    ended.map_err(|error| saying.with_part(error))
 }
 
 /// The words of the command line, or what is piped in.
 fn text(args: &SayArgs) -> Result<String, CliError> {
     let words = args.text.join(" ");
-    let text = match words.as_str() {
-        "" | "-" if std::io::stdin().is_terminal() => {
-            return Err(CliError::new("input", "nothing to say")
-                .next("unamesh say \"Hello.\"")
-                .next("unamesh say - < story.txt"));
-        }
-        "" | "-" => {
+    let piped = args.text.is_empty() || words == "-";
+    let nothing = |why: &str| {
+        CliError::new("input", format!("nothing to say{why}"))
+            .next("unamesh say \"Hello.\"")
+            .next("unamesh say - < story.txt")
+    };
+    let text = match piped {
+        true if std::io::stdin().is_terminal() => return Err(nothing("")),
+        true => {
             let mut text = String::new();
             // One byte more than fits: the mesh says what the limit is.
             std::io::stdin()
@@ -75,13 +80,15 @@ fn text(args: &SayArgs) -> Result<String, CliError> {
                 .map_err(|e| CliError::new("input", format!("standard input: {e}")))?;
             text
         }
-        _ => words,
+        false => words,
     };
     if text.trim().is_empty() {
-        return Err(CliError::new(
-            "input",
-            "standard input is empty: nothing to say",
-        ));
+        let source = if piped { "standard input" } else { "the text" };
+        return Err(nothing(&format!(": {source} is empty")));
+    }
+    if !is_spoken(&text) {
+        let why = ": the text has no letter or digit; emoji and marks are not spoken";
+        return Err(nothing(why));
     }
     if text.len() > limits::MAX_SPEECH_TEXT {
         let message = format!(
@@ -154,6 +161,9 @@ impl Sink {
 /// A text on its way.
 struct Saying<'a> {
     context: &'a Context,
+    args: &'a SayArgs,
+    /// Of the mesh, if a language is asked for.
+    voices: Value,
     sink: Sink,
     live: Live,
     asked: Instant,
@@ -167,6 +177,9 @@ struct Saying<'a> {
 impl Saying<'_> {
     async fn all(&mut self, mesh: &Mesh, body: &Value) -> Result<(), CliError> {
         self.live.show("asking the mesh ...");
+        if self.args.language.is_some() {
+            self.voices = mesh.voices().await?;
+        }
         let mut speaking = mesh.speak(body).await?;
         self.listen(&mut speaking).await
     }
@@ -189,6 +202,9 @@ impl Saying<'_> {
                         .show(&format!("{}  {}", seconds(self.samples), self.who));
                 }
                 "started" => {
+                    if let Some(otherwise) = otherwise(self.args, &self.voices, &event) {
+                        self.live.note(&format!("{WARN}[{otherwise}]{WARN:#}"));
+                    }
                     self.who = who(event.at("voice"), event.at("peer"));
                     self.live.show(&self.who);
                 }
@@ -220,6 +236,16 @@ impl Saying<'_> {
         event
     }
 
+    /// An error in the middle says what there is, and where.
+    fn with_part(&self, mut error: CliError) -> CliError {
+        if let (Some(file), false) = (self.sink.file(), error.silent) {
+            let file = printable(&file.display().to_string());
+            let part = format!("; the first {} are in {file}", seconds(self.samples));
+            error.message.push_str(&part);
+        }
+        error
+    }
+
     /// What came of it: on a terminal, and wherever the file's name was chosen here.
     fn tell(&self, complete: bool) -> Result<(), CliError> {
         self.live.clear();
@@ -234,9 +260,18 @@ impl Saying<'_> {
             Some(file) => format!("{}: ", printable(&file.display().to_string())),
             None => String::new(),
         };
+        let raw = match &self.sink {
+            Sink::File(output) | Sink::Chosen(output, _) => output.raw(),
+            _ => None,
+        };
+        if let (Some(raw), false) = (raw, self.live.is_seen()) {
+            // Nothing in the file says so.
+            out.note(&format!("{DIM}[{place}{raw}]{DIM:#}\n"));
+        }
+        let raw = raw.map(|raw| format!(" ({raw})")).unwrap_or_default();
         if self.live.is_seen() {
             out.note(&format!(
-                "{place}{length} of speech{part}, {}; {DIM}first sound after {first}{DIM:#}\n",
+                "{place}{length} of speech{raw}{part}, {}; {DIM}first sound after {first}{DIM:#}\n",
                 self.who
             ));
         }
@@ -250,6 +285,39 @@ impl Saying<'_> {
         }
         Ok(())
     }
+}
+
+/// What was asked for and is not: the voice, or a voice of the language.
+fn otherwise(args: &SayArgs, voices: &Value, started: &Value) -> Option<String> {
+    let speaks = started.at("voice").text();
+    let shown = printable(speaks);
+    if let Some(asked) = &args.voice
+        && !speaks.is_empty()
+        && !asked.eq_ignore_ascii_case(speaks)
+    {
+        return Some(format!("nobody has the voice {asked}: {shown} speaks"));
+    }
+    let asked = args.language.as_deref()?;
+    let ours = |voice: &&Value| voice.at("voice").text() == speaks;
+    let known = voices.items().iter().filter(ours);
+    let languages: Vec<&str> = known.map(|voice| voice.at("language").text()).collect();
+    let other = |known: &&str| !known.is_empty() && !same_language(known, asked);
+    if languages.is_empty() || !languages.iter().all(|known| other(&known)) {
+        return None;
+    }
+    let languages = printable(&languages.join(", "));
+    Some(format!(
+        "no voice for {asked} was found: {shown} speaks {languages}"
+    ))
+}
+
+/// `en-GB` is as good as `en_US` for who wants English.
+fn same_language(one: &str, other: &str) -> bool {
+    let primary = |tag: &str| {
+        let end = tag.find(['-', '_']).unwrap_or(tag.len());
+        tag.get(..end).unwrap_or(tag).to_ascii_lowercase()
+    };
+    primary(one) == primary(other)
 }
 
 /// What an engine does before its first sound.
@@ -315,6 +383,28 @@ mod tests {
             plain(&event(false, 143.2)),
             "[desk -> attic: connection lost; now amy, gap 143 ms]"
         );
+    }
+
+    #[test]
+    fn another_language_or_voice_than_asked_is_told() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            say: SayArgs,
+        }
+        let args = |line: &str| <Line as clap::Parser>::parse_from(line.split(' ')).say;
+        let voices = json!([
+            {"voice": "amy", "language": "en_US"}, {"voice": "hum", "language": ""},
+        ]);
+        let told =
+            |line: &str, voice: &str| otherwise(&args(line), &voices, &json!({"voice": voice}));
+        let wrong = told("say Hallo --language de", "amy").unwrap_or_default();
+        assert_eq!(wrong, "no voice for de was found: amy speaks en_US");
+        assert_eq!(told("say Hi --language en-GB", "amy"), None);
+        assert_eq!(told("say Hi --language de", "hum"), None, "it is not known");
+        assert_eq!(told("say Hi", "amy"), None);
+        assert!(told("say Hi --voice joe --any-voice", "amy").is_some());
+        assert_eq!(told("say Hi --voice AMY", "amy"), None);
     }
 
     #[test]

@@ -19,10 +19,12 @@ use super::sound::{UP, recording};
 use super::talking::{Heard, Talking};
 use super::text::{Read, ms};
 use super::voice::{Pieces, failed, lost};
+use crate::gateway::voice::events::nobody_speaks;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::path::Path;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use unamesh_proto::timeouts::AUDIO_FRAME;
@@ -31,9 +33,12 @@ use unamesh_proto::timeouts::AUDIO_FRAME;
 const FRAME: usize = UP as usize / 50;
 /// Sound for a file need not wait for an ear: ten minutes of it, longer than any answer.
 const FILE_AHEAD_MS: u64 = 600_000;
-/// After its recordings a live conversation goes on with silence for so long: an utterance ends
-/// within it, or there was none.
-const LIVE_TAIL_FRAMES: usize = 150;
+/// After a recording a live conversation goes on with silence for so long beyond what ends an
+/// utterance: what was said last is noticed within it, or there was nothing.
+const LIVE_TAIL: Duration = Duration::from_secs(3);
+/// Silence that ends an utterance of `--live`: who reads a recording out does not hurry, and a
+/// pause for breath is longer than the mesh's default.
+const LIVE_SILENCE_MS: u16 = 600;
 
 pub(super) async fn run(context: &Context, args: TalkArgs) -> Result<(), CliError> {
     let answers = Answers::new(context, args.output.as_deref())?;
@@ -69,14 +74,44 @@ struct Talk<'a> {
 struct Turn {
     /// `desk hears`, `tower thinks`, `attic speaks (joe)`.
     who: Vec<String>,
-    /// Somebody spoke, and the turn has not ended.
-    runs: bool,
+    /// Somebody spoke, and what was said is not known yet.
+    heard: bool,
+    /// What was said or typed is answered. An utterance may begin before the answer ends.
+    answered: bool,
+    /// Frames of silence since the sound was over, or since what was said last is known.
+    quiet: u32,
     /// The first stage that failed.
     failed: Option<CliError>,
 }
 
+impl Turn {
+    /// There is more to come.
+    fn runs(&self) -> bool {
+        self.heard || self.answered
+    }
+
+    /// An event; `stage`: of what failed.
+    fn follow(&mut self, name: &str, stage: &str) {
+        match (name, stage) {
+            ("began", _) => self.heard = true,
+            ("heard", _) => (self.heard, self.answered, self.quiet) = (false, true, 0),
+            // Of an utterance that nobody could hear there is no turn; the others end.
+            ("nothing_heard", _) | ("failed", "hear") => (self.heard, self.quiet) = (false, 0),
+            // Another utterance may have begun.
+            ("turn_done" | "barged_in", _) => self.answered = false,
+            _ => {}
+        }
+    }
+}
+
 impl Talk<'_> {
     async fn hold(&mut self, mesh: &Mesh) -> Result<(), CliError> {
+        // Told now: after the answer it would be late.
+        if mesh.voices().await?.items().is_empty() {
+            return Err(CliError::new("no_peer", nobody_speaks())
+                .next(self.context.command("engines"))
+                .next(self.context.command("chat")));
+        }
         let model = match &self.args.model {
             Some(model) => model.clone(),
             None => first_model(self.context, mesh).await?,
@@ -109,13 +144,24 @@ impl Talk<'_> {
                 "language": language,
             },
         });
-        if !self.args.inputs.is_empty() && !self.args.live {
-            start["silence_ms"] = json!(0);
+        if let Some(silence) = self.silence() {
+            start["silence_ms"] = json!(silence);
         }
         if !self.answers.are_played() && !self.args.live {
             start["ahead_ms"] = json!(FILE_AHEAD_MS);
         }
         start
+    }
+
+    /// Milliseconds of silence that end an utterance; 0: the recording's end does, `None`: what
+    /// the mesh takes.
+    fn silence(&self) -> Option<u16> {
+        let recorded = !self.args.inputs.is_empty();
+        match (self.args.silence, self.args.live) {
+            (None, true) => Some(LIVE_SILENCE_MS),
+            (None, false) => recorded.then_some(0),
+            (asked, _) => asked,
+        }
     }
 
     fn read(&self, input: &Path) -> Result<Pieces, CliError> {
@@ -128,10 +174,10 @@ impl Talk<'_> {
     async fn turn(&mut self, talking: &mut Talking, pieces: Pieces) -> Result<(), CliError> {
         let mut pieces = Some(pieces);
         self.state = Turn {
-            runs: true,
+            heard: true,
             ..Turn::default()
         };
-        while self.state.runs {
+        while self.state.runs() {
             let piece = async {
                 match pieces.as_mut() {
                     Some(pieces) => pieces.recv().await,
@@ -154,11 +200,14 @@ impl Talk<'_> {
 
     /// A recording as a microphone's sound; ends when it is over and nothing more comes of it.
     async fn live(&mut self, talking: &mut Talking, pieces: Pieces) -> Result<(), CliError> {
-        let (mut pieces, mut queue, mut silence) = (Some(pieces), VecDeque::new(), 0);
+        let (mut pieces, mut queue) = (Some(pieces), VecDeque::new());
+        let silence = Duration::from_millis(self.silence().unwrap_or_default().into());
+        let tail = ((LIVE_TAIL + silence).as_millis() / AUDIO_FRAME.as_millis()) as u32;
         let mut clock = tokio::time::interval(AUDIO_FRAME);
         // A frame that is late is made up for: a microphone loses none.
         clock.set_missed_tick_behavior(MissedTickBehavior::Burst);
-        while pieces.is_some() || !queue.is_empty() || silence < LIVE_TAIL_FRAMES || self.state.runs
+        self.state.quiet = 0;
+        while pieces.is_some() || !queue.is_empty() || self.state.quiet < tail || self.state.runs()
         {
             let piece = async {
                 match pieces.as_mut() {
@@ -173,7 +222,7 @@ impl Talk<'_> {
                     None => pieces = None,
                 },
                 _ = clock.tick() => {
-                    silence = if queue.is_empty() { silence + 1 } else { 0 };
+                    self.state.quiet = if queue.is_empty() { self.state.quiet + 1 } else { 0 };
                     let mut frame: Vec<i16> = queue.drain(..queue.len().min(FRAME)).collect();
                     frame.resize(FRAME, 0);
                     talking.push(&frame).await?;
@@ -198,7 +247,7 @@ impl Talk<'_> {
             "{DIM}Enter alone stops an answer, Ctrl-D ends{DIM:#}"
         ));
         let (mut lines, mut more) = (lines(), true);
-        while more || self.state.runs {
+        while more || self.state.runs() {
             let sound = async {
                 match microphone.as_mut() {
                     Some(microphone) => microphone.next().await,
@@ -206,7 +255,7 @@ impl Talk<'_> {
                 }
             };
             // The next line waits for the answer to the one before where nobody can hurry it.
-            let free = !self.state.runs || std::io::stdin().is_terminal();
+            let free = !self.state.runs() || std::io::stdin().is_terminal();
             tokio::select! {
                 heard = talking.next() => self.take(heard?).await?,
                 sound = sound => talking.push(&sound?).await?,
@@ -214,7 +263,7 @@ impl Talk<'_> {
                     None => more = false,
                     Some("") => talking.barge_in().await?,
                     Some(text) => {
-                        self.state.runs = true;
+                        self.state.answered = true;
                         talking.text(text).await?;
                     }
                 },
@@ -234,7 +283,12 @@ impl Talk<'_> {
             None => return Err(lost(self.context)),
         };
         let name = event.at("event").text();
-        let ends = matches!(name, "turn_done" | "barged_in" | "nothing_heard");
+        let ends = match name {
+            "turn_done" | "barged_in" => true,
+            // A murmur into an answer ends nothing of it.
+            "nothing_heard" => !self.state.answered,
+            _ => false,
+        };
         if name == "barged_in" {
             self.answers.hush();
         }
@@ -266,13 +320,11 @@ impl Talk<'_> {
     /// What the events say of the turn.
     fn follow(&mut self, name: &str, event: &Value) {
         let state = &mut self.state;
+        let stage = event.at("stage").text();
+        state.follow(name, stage);
         let peer = |key: &str| printable(event.at(key).at("name").text());
         match name {
-            "began" => state.runs = true,
-            "heard" => {
-                state.runs = true;
-                state.who.push(format!("{} hears", peer("peer")));
-            }
+            "heard" => state.who.push(format!("{} hears", peer("peer"))),
             "thinking" => state.who.push(format!("{} thinks", peer("peer"))),
             "speaking" => {
                 let voice = match printable(event.at("voice").text()) {
@@ -281,13 +333,9 @@ impl Talk<'_> {
                 };
                 state.who.push(format!("{} speaks{voice}", peer("peer")));
             }
-            "turn_done" | "barged_in" | "nothing_heard" => state.runs = false,
             "failed" => {
-                let stage = event.at("stage").text();
                 let error = failed(self.context, stage == "speak", event.at("error"));
                 state.failed.get_or_insert(error);
-                // Of an utterance that nobody could hear there is no turn; the others end.
-                state.runs &= stage != "hear";
             }
             _ => {}
         }
@@ -386,6 +434,34 @@ fn lines() -> mpsc::Receiver<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is said into an answer, or after it, is waited for.
+    #[test]
+    fn the_end_of_an_answer_is_not_the_end_of_what_is_said_into_it() {
+        for end in ["barged_in", "turn_done"] {
+            let mut turn = Turn::default();
+            for name in ["began", "heard", "speaking", "began", end] {
+                turn.follow(name, "");
+                assert!(turn.runs(), "{end}: after {name}");
+            }
+            turn.quiet = 100;
+            turn.follow("heard", "");
+            assert!(turn.runs() && turn.quiet == 0, "the tail begins anew");
+            turn.follow("turn_done", "");
+            assert!(!turn.runs());
+        }
+        let mut turn = Turn::default();
+        for name in ["began", "heard", "began", "nothing_heard"] {
+            turn.follow(name, "");
+            assert!(turn.runs(), "a murmur ends no answer");
+        }
+        turn.follow("turn_done", "");
+        turn.follow("began", "");
+        turn.follow("failed", "speak");
+        assert!(turn.runs());
+        turn.follow("failed", "hear");
+        assert!(!turn.runs());
+    }
 
     #[test]
     fn a_change_says_what_goes_on() {

@@ -16,6 +16,9 @@ pub(super) async fn run(context: &Context, args: &VoicesArgs) -> Result<(), CliE
     if let (Some(filter), Some(list)) = (&args.filter, voices.as_array_mut()) {
         let filter = filter.to_lowercase();
         list.retain(|voice| words(voice).any(|word| word.to_lowercase().contains(&filter)));
+        if list.is_empty() {
+            return Err(none(context, args.filter.as_deref()));
+        }
     }
     if context.out.json {
         return context.out.value(&voices);

@@ -237,15 +237,47 @@ impl Reader {
         Ok(())
     }
 
-    /// The file has ended.
+    /// The file has ended. Of one that ended early the packets that are whole are appended to
+    /// `out`: a page lasts for seconds, a short file is but one.
     ///
     /// # Errors
     /// It ended early, or held no Opus.
-    pub fn finish(&self) -> Result<(), OggError> {
+    pub fn finish(&mut self, out: &mut Vec<f32>) -> Result<(), OggError> {
         match &self.stream {
-            None if self.page.is_empty() => Err(OggError::NoOpus),
-            Some(stream) if stream.ended && self.page.is_empty() => Ok(()),
-            _ => Err(OggError::Truncated),
+            None if self.page.is_empty() => return Err(OggError::NoOpus),
+            Some(stream) if stream.ended && self.page.is_empty() => return Ok(()),
+            _ => {}
+        }
+        let before = out.len();
+        self.half_page(out);
+        self.samples += (out.len() - before) as u64;
+        Err(OggError::Truncated)
+    }
+
+    /// Decodes what is whole of a page whose end is missing. Its checksum cannot be verified: the
+    /// first packet that is no Opus ends it.
+    fn half_page(&mut self, out: &mut Vec<f32>) {
+        let Some((head, rest)) = self.page.split_first_chunk::<PAGE_HEAD>() else {
+            return;
+        };
+        let page = Page::of(head);
+        let Some((table, body)) = rest.split_at_checked(usize::from(head[26])) else {
+            return;
+        };
+        let stream = self.stream.as_mut().filter(|s| s.serial == page.serial);
+        let Some(Step::Audio { decoder, .. }) = stream.map(|s| &mut s.step) else {
+            return;
+        };
+        // The first packet's beginning is in the page before.
+        let mut skip = page.flags & CONTINUED != 0;
+        for packet in packets(table, body) {
+            if std::mem::take(&mut skip) || packet.is_empty() {
+                continue;
+            }
+            let Ok(samples) = decoder.decode(packet) else {
+                return;
+            };
+            out.extend_from_slice(samples);
         }
     }
 
@@ -420,6 +452,20 @@ impl Stream {
         self.step = Step::Tags;
         Ok(())
     }
+}
+
+/// The packets of a page that end in what there is of its `body`.
+fn packets<'a>(table: &'a [u8], body: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    let mut rest = body;
+    table
+        .split_inclusive(|segment| *segment < u8::MAX)
+        .filter(|segments| segments.last().is_some_and(|last| *last < u8::MAX))
+        .map_while(move |segments| {
+            let length = segments.iter().copied().map(usize::from).sum();
+            let (packet, behind) = rest.split_at_checked(length)?;
+            rest = behind;
+            Some(packet)
+        })
 }
 
 /// What packets last, at 48 kHz.

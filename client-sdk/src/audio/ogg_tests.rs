@@ -17,7 +17,8 @@ fn read(bytes: &[u8], rate: u32, piece: usize) -> (Result<(), OggError>, Vec<f32
         }
     }
     assert_eq!(reader.samples(), out.len() as u64);
-    (result.and_then(|()| reader.finish()), out)
+    let ended = result.and_then(|()| reader.finish(&mut out));
+    (ended, out)
 }
 
 /// The flags and positions of all pages.
@@ -101,6 +102,23 @@ fn a_stream_cut_out_of_a_longer_one_ends_in_its_place() {
     result.unwrap();
     // What the pre-skip drops is of the second second now.
     assert_eq!(out.len(), 48_000);
+}
+
+/// Also of a file that is but one page: only the packet that was cut is missing, 20 ms.
+#[test]
+fn what_is_there_of_a_file_that_ends_early_is_heard() {
+    for samples in [16_000, 160_000] {
+        let file = written(Profile::Up, &vec![0.1; samples]);
+        let (ended, whole) = read(&file, 16_000, 50);
+        ended.unwrap();
+        let (ended, heard) = read(&file[..file.len() - 9], 16_000, 50);
+        assert!(matches!(ended, Err(OggError::Truncated)), "{ended:?}");
+        assert!(heard.len() + 640 >= samples, "{} of {samples}", heard.len());
+        let same = heard.len().min(whole.len());
+        assert_eq!(heard[..same], whole[..same]);
+        let (_, half) = read(&file[..file.len() / 2], 16_000, 50);
+        assert!(half.len() > samples / 5, "{} of {samples}", half.len());
+    }
 }
 
 #[test]

@@ -97,7 +97,7 @@ pub enum FormatError {
     #[error("{0} channels; 1 to {MAX_PCM_CHANNELS} are possible")]
     Channels(u16),
     /// A rate outside [`RATES`].
-    #[error("{0} samples a second; {RATES:?} are possible")]
+    #[error("{0} samples a second; {low} to {high} are possible", low = RATES.start(), high = RATES.end())]
     Rate(u32),
 }
 

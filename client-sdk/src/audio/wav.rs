@@ -77,7 +77,7 @@ pub enum WavError {
     #[error("the WAV's format changes in the middle")]
     FormatChanged,
     /// It ends before its promised end.
-    #[error("the WAV ends {missing} bytes early")]
+    #[error("the WAV ends early: {missing} bytes less than its head says")]
     Truncated {
         /// Bytes that did not come.
         missing: u64,

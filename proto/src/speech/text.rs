@@ -48,6 +48,13 @@ pub struct Chunk {
     pub spoken: String,
 }
 
+/// Whether anything of a text is spoken: not of emoji, marks and fences alone.
+pub fn is_spoken(text: &str) -> bool {
+    let mut splitter = Splitter::new();
+    splitter.push(text);
+    std::iter::from_fn(|| splitter.finish()).any(|chunk| !chunk.spoken.is_empty())
+}
+
 /// What stands at a place of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Boundary {

@@ -511,3 +511,21 @@ proptest! {
         split(&text);
     }
 }
+
+#[test]
+fn what_has_no_words_is_not_spoken() {
+    for silent in [
+        "",
+        " \n",
+        "\u{1f389}\u{1f389}",
+        "...",
+        "***",
+        "```",
+        "---\n\n---",
+    ] {
+        assert!(!is_spoken(silent), "{silent:?}");
+    }
+    for text in ["a", "... 7", "\u{1f389} hurrah", "```\nx\n```", "\u{4f60}"] {
+        assert!(is_spoken(text), "{text:?}");
+    }
+}

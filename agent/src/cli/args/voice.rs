@@ -10,7 +10,7 @@ pub struct SayArgs {
     /// What to say; `-` or nothing: what is piped in
     #[arg(value_name = "TEXT")]
     pub text: Vec<String>,
-    /// Write it to a file: .wav, .ogg (Opus) or .pcm; `-` = a WAV on standard output
+    /// Write it to a file: .wav, .ogg (Opus) or .pcm (raw s16le, 24 kHz, mono); `-` = a WAV on standard output
     /// [default: play it; in a build without the speaker say.wav]
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
@@ -30,7 +30,7 @@ pub struct SayArgs {
     #[arg(long, value_name = "LANGUAGE")]
     pub language: Option<String>,
     /// 1.2 = a fifth faster than the voice does by itself
-    #[arg(long, value_name = "NUMBER", value_parser = speed)]
+    #[arg(long, value_name = "NUMBER", value_parser = speed, allow_negative_numbers = true)]
     pub speed: Option<f32>,
 }
 
@@ -40,8 +40,9 @@ pub struct TranscribeArgs {
     /// The recording: WAV or Ogg/Opus, told by its content; `-` = standard input
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub input: PathBuf,
-    /// It is raw PCM, 16 bits little-endian, mono, at this rate
-    #[arg(long, value_name = "RATE", num_args = 0..=1, require_equals = true, default_missing_value = "16000")]
+    /// It is raw PCM, 16 bits little-endian, mono, at this rate [default: 24000 Hz, as
+    /// `say -o x.pcm` writes]
+    #[arg(long, value_name = "RATE", num_args = 0..=1, require_equals = true, default_missing_value = "24000")]
     pub raw: Option<u32>,
     /// The model that listens
     #[arg(long, short, value_name = "MODEL")]
@@ -71,8 +72,13 @@ pub struct TalkArgs {
     /// The recordings come as a microphone's sound does, in real time: a pause ends an utterance
     #[arg(long, requires = "inputs")]
     pub live: bool,
-    /// The recordings are raw PCM, 16 bits little-endian, mono, at this rate
-    #[arg(long, value_name = "RATE", num_args = 0..=1, require_equals = true, default_missing_value = "16000")]
+    /// Milliseconds of silence that end what you say: more let you pause, fewer answer sooner
+    /// [default: 300; with --live 600]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u16).range(100..=10_000))]
+    pub silence: Option<u16>,
+    /// The recordings are raw PCM, 16 bits little-endian, mono, at this rate [default: 24000 Hz,
+    /// as `say -o x.pcm` writes]
+    #[arg(long, value_name = "RATE", num_args = 0..=1, require_equals = true, default_missing_value = "24000")]
     pub raw: Option<u32>,
     /// The language model [default: the first that is loaded]
     #[arg(long, short, value_name = "MODEL")]

@@ -107,6 +107,11 @@ impl Output {
         spoken(self.samples)
     }
 
+    /// What a reader has to be told of samples without a header.
+    pub fn raw(&self) -> Option<&'static str> {
+        (self.format == Format::Pcm).then_some("raw, 24000 Hz mono s16le")
+    }
+
     /// The file, if it is one and was begun.
     pub fn file(&self) -> Option<&Path> {
         (self.samples > 0 && !self.is_stdout()).then_some(&self.path)

@@ -135,16 +135,24 @@ impl Recording {
     /// # Errors
     /// There is no sound in it at all.
     pub fn finish(&mut self, out: &mut Vec<i16>) -> Result<Option<RecordingError>, RecordingError> {
-        let end: Result<(), RecordingError> = match &self.decoder {
+        self.decoded.clear();
+        let end: Result<(), RecordingError> = match &mut self.decoder {
             Decoder::Unknown(head) if head.is_empty() => return Err(RecordingError::Empty),
             Decoder::Unknown(head) => return Err(other(head)),
             Decoder::Raw(_) => Ok(()),
-            Decoder::Ogg(reader) => reader.finish().map_err(RecordingError::from),
+            Decoder::Ogg(reader) => {
+                let ended = reader.finish(&mut self.decoded);
+                ended.map_err(RecordingError::from)
+            }
             Decoder::Wav(parser) => parser.finish().map_err(RecordingError::from),
         };
+        if self.resampler.is_none() && !self.decoded.is_empty() {
+            self.resampler = Some(Resampler::new(UP, UP)?);
+        }
         let Some(resampler) = &mut self.resampler else {
             return Err(end.err().unwrap_or(RecordingError::Empty));
         };
+        resampler.push(&self.decoded, &mut self.resampled);
         resampler.finish(&mut self.resampled);
         self.hand_out(out);
         Ok(end.err())
@@ -255,7 +263,7 @@ fn refusal(name: &str, error: &RecordingError) -> CliError {
     let refused = CliError::new("input", format!("{shown}: {error}"));
     match error {
         RecordingError::Other("no recording of a kind that can be told") => refused
-            .next(format!("unamesh transcribe --raw=16000 {name}"))
+            .next(format!("unamesh transcribe --raw=RATE {name}"))
             .next(format!("ffmpeg -i {name} -ac 1 -ar 16000 speech.wav")),
         RecordingError::Other(_)
         | RecordingError::Rate(_)

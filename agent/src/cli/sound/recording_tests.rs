@@ -78,6 +78,22 @@ fn a_wav_that_ends_early_gives_what_it_has() {
 }
 
 #[test]
+fn an_ogg_that_ends_early_gives_what_it_has() {
+    use unamesh_client::audio::{ogg::Writer, opus::Profile};
+    let mut writer = Writer::new(Vec::new(), Profile::Up, 1).unwrap();
+    writer.push(&[0.1; 16_000]).unwrap();
+    let bytes = writer.finish().unwrap();
+    let (mut recording, mut out) = (Recording::new(None).unwrap(), Vec::new());
+    recording.push(&bytes[..bytes.len() - 9], &mut out).unwrap();
+    let end = recording.finish(&mut out).unwrap();
+    assert!(
+        matches!(end, Some(RecordingError::Ogg(OggError::Truncated))),
+        "{end:?}"
+    );
+    assert!(out.len() > 15_000, "{}", out.len());
+}
+
+#[test]
 fn other_files_are_named_and_the_next_command_converts_them() {
     for (head, name) in [
         (&b"fLaC\0\0\0\x22\0\0\0\0"[..], "FLAC"),

@@ -192,12 +192,21 @@ pub fn timeline_json(line: &Timeline) -> Value {
 fn failed(error: &ClientError, does: &str, engine: &str) -> Value {
     let mut failed = failed_json(error);
     if matches!(error, ClientError::NoPeer { near, .. } if near.is_empty()) {
-        failed["error"]["message"] = json!(format!(
-            "no engine on the mesh {does} now. Start one on any of its machines, for example \
-             {engine}; its agent finds it by itself (`unamesh engines` shows what it found)"
-        ));
+        failed["error"]["message"] = json!(nobody(does, engine));
     }
     failed
+}
+
+fn nobody(does: &str, engine: &str) -> String {
+    format!(
+        "no engine on the mesh {does} now. Start one on any of its machines, for example \
+         {engine}; its agent finds it by itself (`unamesh engines` shows what it found)"
+    )
+}
+
+/// How a mesh without a voice gets one.
+pub fn nobody_speaks() -> String {
+    nobody("speaks", PIPER)
 }
 
 /// Each voice once, with where it is: by name, then by language.

@@ -24,6 +24,7 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use unamesh_client::speech::Say;
+use unamesh_proto::speech::text::is_spoken;
 
 /// What the speed of a voice may be multiplied with.
 const SPEEDS: std::ops::RangeInclusive<f32> = 0.25..=4.0;
@@ -82,8 +83,9 @@ struct SpeakBody {
 pub fn say(body: &[u8]) -> Result<Say, ApiError> {
     let body: SpeakBody = serde_json::from_slice(body)
         .map_err(|e| ApiError::invalid("invalid_json", e.to_string()))?;
-    if body.input.trim().is_empty() {
-        return Err(ApiError::field("input", "input is empty: nothing to say"));
+    if !is_spoken(&body.input) {
+        let message = "nothing to say: input has no letter or digit that is spoken";
+        return Err(ApiError::field("input", message));
     }
     let speed = body.speed.unwrap_or(1.0);
     if !SPEEDS.contains(&speed) {
@@ -134,6 +136,7 @@ mod tests {
     fn the_field_to_blame_is_named() {
         for (body, field) in [
             (r#"{"input":" "}"#, Some("input")),
+            (r#"{"input":"..."}"#, Some("input")),
             (r#"{"input":"a","speed":9}"#, Some("speed")),
             (r#"{"voice":"joe"}"#, None),
         ] {

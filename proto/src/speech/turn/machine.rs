@@ -116,7 +116,11 @@ impl<E> Turns<E> {
     }
 
     fn end_utterance(&mut self) {
-        if self.ear.open && !self.ear.ended {
+        if !self.ear.open {
+            // Whoever waits for what was said learns that it was nothing.
+            return self.emit(Output::NothingHeard);
+        }
+        if !self.ear.ended {
             self.ear.end(self.now);
             self.effects.push_back(Effect::EndHearing(self.ear.number));
         }
