@@ -302,7 +302,7 @@ fn otherwise(args: &SayArgs, voices: &Value, started: &Value) -> Option<String> 
     let known = voices.items().iter().filter(ours);
     let languages: Vec<&str> = known.map(|voice| voice.at("language").text()).collect();
     let other = |known: &&str| !known.is_empty() && !same_language(known, asked);
-    if languages.is_empty() || !languages.iter().all(|known| other(&known)) {
+    if languages.is_empty() || !languages.iter().all(other) {
         return None;
     }
     let languages = printable(&languages.join(", "));
