@@ -10,8 +10,9 @@ const TYPICAL_TOKENS: f64 = 200.0;
 /// Milliseconds that a managed engine takes to start.
 const STARTING_MS: f64 = 2000.0;
 /// Each second since the last sample takes so many milliseconds off a measured first token: to
-/// ask a peer again that is slower by some time costs that time, once in 500 times it.
-const DOUBT_MS_PER_S: f64 = 2.0;
+/// ask a peer again that is slower by some time costs that time, once in 5,000 times it. With ten
+/// times as much, a home that asks a question now and then would ask the slow one every other time.
+const DOUBT_MS_PER_S: f64 = 0.2;
 /// No machine is this much faster than its class in the table: whatever its age, no measurement
 /// counts for less than this share of the table value, so that a processor is not tried in vain
 /// beside a card.

@@ -16,13 +16,13 @@
 //! free, and its figure would never heal:
 //!
 //! ```text
-//! aged = measured - 2 ms for each second since the last sample,
+//! aged = measured - 0.2 ms for each second since the last sample,
 //!        but at least an eighth of the table value (if measured is more)
 //! ```
 //!
-//! So a peer that took 900 ms beside others that take 60 is tried again after seven minutes, and
+//! So a peer that took 900 ms beside others that take 60 is tried again after 70 minutes, and
 //! then measured anew. If it is as slow as it was, that request waits the 840 ms in vain: no peer
-//! costs more than 0.2 % of the time. A figure below that eighth stands. Only a
+//! costs more than 0.02 % of the time. A figure below that eighth stands. Only a
 //! request that begins something tries: one whose conversation a peer holds, or whose answer has
 //! begun, goes by what was measured.
 //!
