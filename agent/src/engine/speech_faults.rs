@@ -142,7 +142,7 @@ async fn wrong_claims_and_early_ends_are_errors() {
     let whole_wav = wav(1, 16, 24_000, &loud(10));
     let (_, heard, end) = play(whole(&whole_wav[..50]), call("Hello.")).await;
     assert_eq!(heard, [1000; 3], "what came is not lost");
-    assert!(reason(end).contains("14 bytes early"));
+    assert!(reason(end).contains("14 bytes less"));
     // The same, with the connection cut.
     let acts = vec![head(), chunk(&whole_wav[..50]), Act::Close];
     let (_, heard, end) = play(acts, call("Hello.")).await;
