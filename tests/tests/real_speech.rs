@@ -200,10 +200,15 @@ async fn loudness_dies_while_it_speaks() {
 async fn the_system_voice_speaks() {
     let _turn = turn().await;
     let voice = System::of_this_machine("system".to_owned(), None);
-    let info = voice
-        .describe()
-        .await
-        .unwrap_or_else(|e| panic!("{e} (apt-get install espeak-ng)"));
+    let mut info = voice.describe().await;
+    // Real engines are tested with what other tests leave of the machine: it may be late.
+    for _ in 0..5 {
+        if !matches!(info, Err(EngineError::Busy { .. })) {
+            break;
+        }
+        info = voice.describe().await;
+    }
+    let info = info.unwrap_or_else(|e| panic!("{e} (apt-get install espeak-ng)"));
     assert!(
         info.voices.contains(&Voice::new("en-us", "en-us")),
         "{:?}",
